@@ -1,0 +1,152 @@
+// The compiled module trak_ext._C: addresses, sizes and strides in, nothing of torch. Python has
+// checked every argument; what is checked here is only what Python cannot know.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernel_table.h"
+#include "cpu/projection.h"
+#include "cpu/scoring.h"
+#include "law/version.h"
+#if defined(TRAK_EXT_CUDA)
+#include "cuda/build.h"
+#endif
+
+namespace py = pybind11;
+
+namespace trak_ext {
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+MatrixLaw make_law(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id) {
+  return {static_cast<Kind>(kind), seed_low, seed_high, model_id};
+}
+
+// (address, dtype, params, row stride, parameter stride, parameter offset)
+using GradientTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, uint64_t>;
+
+void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
+                  int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride, int kind,
+                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int num_threads) {
+  std::vector<GradientView> views;
+  views.reserve(grads.size());
+  for (const auto& [address, dtype, params, row_stride, param_stride, offset] : grads) {
+    views.push_back({at<const void>(address), static_cast<DType>(dtype), params, row_stride,
+                     param_stride, offset});
+  }
+  const ProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
+                                     views.data(),
+                                     static_cast<int64_t>(views.size()),
+                                     rows,
+                                     proj_dim,
+                                     {at<float>(out), out_row_stride, out_column_stride}};
+  py::gil_scoped_release release;
+  project(problem, num_threads);
+}
+
+void bind_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
+                      uint64_t param_offset, int64_t params, int64_t proj_dim, uintptr_t out,
+                      int num_threads) {
+  py::gil_scoped_release release;
+  fill_matrix(make_law(kind, seed_low, seed_high, model_id), param_offset, params, proj_dim,
+              at<float>(out), num_threads);
+}
+
+// A scoring problem with the storage its pointers need.
+template <class T>
+struct OwnedScoringProblem {
+  std::vector<const T*> features;
+  std::vector<int64_t> row_strides;
+  ScoringProblem<T> problem;
+
+  OwnedScoringProblem(const std::vector<uintptr_t>& addresses, std::vector<int64_t> strides,
+                      int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
+                      uintptr_t coefficients, uintptr_t weights)
+      : row_strides(std::move(strides)) {
+    for (uintptr_t address : addresses) features.push_back(at<const T>(address));
+    problem = {static_cast<int64_t>(features.size()),
+               num_train,
+               num_targets,
+               proj_dim,
+               features.data(),
+               row_strides.data(),
+               at<const T>(solved),
+               at<const T>(coefficients),
+               at<const T>(weights)};
+  }
+  OwnedScoringProblem(const OwnedScoringProblem&) = delete;
+};
+
+template <class T>
+void bind_score(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
+                int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
+                uintptr_t coefficients, uintptr_t weights, uintptr_t out, int num_threads) {
+  py::gil_scoped_release release;
+  const OwnedScoringProblem<T> owned(features, row_strides, num_train, num_targets, proj_dim,
+                                     solved, coefficients, weights);
+  score(owned.problem, at<T>(out), num_threads);
+}
+
+template <class T>
+bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
+                int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
+                uintptr_t coefficients, uintptr_t weights, int64_t count, uintptr_t values,
+                uintptr_t indices, int num_threads) {
+  py::gil_scoped_release release;
+  const OwnedScoringProblem<T> owned(features, row_strides, num_train, num_targets, proj_dim,
+                                     solved, coefficients, weights);
+  return top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), num_threads);
+}
+
+py::object bind_cuda_build() {
+#if defined(TRAK_EXT_CUDA)
+  const CudaBuild build = cuda_build();
+  py::list devices;
+  for (const CudaDevice& device : build.devices) {
+    py::dict entry;
+    entry["name"] = device.name;
+    entry["compute_capability"] = device.compute_capability;
+    entry["memory_bytes"] = device.memory_bytes;
+    devices.append(entry);
+  }
+  py::dict info;
+  info["runtime_version"] = build.runtime_version;
+  info["driver_version"] = build.driver_version;
+  info["architectures"] = TRAK_EXT_CUDA_ARCHITECTURES;
+  info["devices"] = devices;
+  info["status"] = build.status;
+  return info;
+#else
+  return py::none();
+#endif
+}
+
+std::vector<std::string> list_levels() {
+  std::vector<std::string> names;
+  for (const char* const* name = available_levels(); *name; ++name) names.emplace_back(*name);
+  return names;
+}
+
+}  // namespace
+}  // namespace trak_ext
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  m.doc() = "Compiled kernels of trak_ext; use the functions of the trak_ext package instead.";
+  m.def("project", &trak_ext::bind_project);
+  m.def("fill_matrix", &trak_ext::bind_fill_matrix);
+  m.def("score_float", &trak_ext::bind_score<float>);
+  m.def("score_double", &trak_ext::bind_score<double>);
+  m.def("top_k_float", &trak_ext::bind_top_k<float>);
+  m.def("top_k_double", &trak_ext::bind_top_k<double>);
+  m.def("law_version", [] { return trak_ext::kLawVersion; });
+  m.def("cpu_level", [] { return trak_ext::kernels().name; });
+  m.def("available_cpu_levels", &trak_ext::list_levels);
+  m.def("compiler", [] { return TRAK_EXT_COMPILER; });
+  m.def("cuda_build", &trak_ext::bind_cuda_build);
+}

@@ -1,0 +1,64 @@
+// Which level runs: asked of the processor once, overridable by TRAK_EXT_CPU_LEVEL.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernel_table.h"
+
+namespace trak_ext {
+namespace {
+
+constexpr int kMaxLevels = 3;
+
+struct LevelList {
+  const KernelTable* table[kMaxLevels];
+  const char* name[kMaxLevels + 1];
+  int count;
+};
+
+LevelList detect_levels() {
+  LevelList levels = {};
+  auto add = [&levels](const KernelTable& table) {
+    levels.name[levels.count] = table.name;
+    levels.table[levels.count++] = &table;
+  };
+  add(kBaselineKernels);
+#if defined(TRAK_EXT_X86_LEVELS)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2) add(kAvx2Kernels);
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    add(kAvx512Kernels);
+  }
+#endif
+  return levels;
+}
+
+const LevelList& levels() {
+  static const LevelList list = detect_levels();
+  return list;
+}
+
+const KernelTable& choose_level() {
+  const char* wanted = std::getenv("TRAK_EXT_CPU_LEVEL");
+  if (!wanted || !*wanted) return *levels().table[levels().count - 1];
+  std::string known;
+  for (int i = 0; i < levels().count; ++i) {
+    if (levels().name[i] == std::string(wanted)) return *levels().table[i];
+    known += (i ? ", " : "") + std::string(levels().name[i]);
+  }
+  throw std::invalid_argument("TRAK_EXT_CPU_LEVEL: expected a level that this machine runs (" +
+                              known + "), got '" + wanted + "'");
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable& chosen = choose_level();  // a throw leaves it to be tried again
+  return chosen;
+}
+
+const char* const* available_levels() { return levels().name; }
+
+}  // namespace trak_ext

@@ -1,0 +1,66 @@
+// How entries are made: a chunk of matrix rows for one column tile, as floats, from the law.
+#pragma once
+
+#include "../law/normal.h"
+#include "../law/rademacher.h"
+#include "normal_simd.h"
+#include "philox_simd.h"
+#include "projection.h"
+
+namespace trak_ext {
+namespace {
+
+// Parameters a chunk. Chunks lie on multiples of this, whatever the offset, so that a chunk is one
+// Rademacher block or a whole number of normal blocks.
+constexpr int kChunkParams = 128;
+static_assert(kChunkParams == 1 << kRademacherBlockLog2);
+static_assert(kChunkParams % (1 << kNormalBlockLog2) == 0);
+
+// One chunk's entries: [kChunkParams][kTileColumns], row i the absolute parameter chunk * 128 + i.
+struct EntryTile {
+  alignas(kVectorBytes) float value[kChunkParams][kTileColumns];
+};
+
+// Rows [begin, end) of the tile are made (a few neighbours may be, too).
+TRAK_EXT_OUT_OF_LINE void fill_rademacher(const KeySchedule& keys, uint64_t chunk, int begin, int end,
+                                     uint32_t first_column, EntryTile& tile) {
+  VecU words[4][kColumnVectors];
+  philox_tile(keys, chunk, first_column, words);
+  for (int word = begin / 32; word * 32 < end; ++word) {
+    for (int v = 0; v < kColumnVectors; ++v) {
+      VecU bits = ~words[word][v];
+      float* row = &tile.value[word * 32][v * kLanes<float>];
+      for (int i = 0; i < 32; ++i, bits >>= 1, row += kTileColumns) {
+        store(row, (bits << 31) | 0x3F800000u);  // a clear bit is the sign of -1.0f
+      }
+    }
+  }
+}
+
+TRAK_EXT_OUT_OF_LINE void fill_normal(const KeySchedule& keys, uint64_t chunk, int begin, int end,
+                                 uint32_t first_column, EntryTile& tile) {
+  constexpr int kBlockParams = 1 << kNormalBlockLog2;
+  for (int block = begin / kBlockParams; block * kBlockParams < end; ++block) {
+    VecU words[4][kColumnVectors];
+    philox_tile(keys, chunk * (kChunkParams / kBlockParams) + static_cast<uint64_t>(block),
+                first_column, words);
+    for (int v = 0; v < kColumnVectors; ++v) {
+      for (int i = 0; i < kBlockParams; ++i) {
+        store(&tile.value[block * kBlockParams + i][v * kLanes<float>],
+              normal_from_word(words[i][v]));
+      }
+    }
+  }
+}
+
+TRAK_EXT_INLINE void fill_entries(Kind kind, const KeySchedule& keys, uint64_t chunk, int begin,
+                                  int end, uint32_t first_column, EntryTile& tile) {
+  if (kind == Kind::kRademacher) {
+    fill_rademacher(keys, chunk, begin, end, first_column, tile);
+  } else {
+    fill_normal(keys, chunk, begin, end, first_column, tile);
+  }
+}
+
+}  // namespace
+}  // namespace trak_ext

@@ -1,0 +1,47 @@
+// What every instruction-set level offers: one table of functions a translation unit.
+#pragma once
+
+#include "projection.h"
+#include "scoring.h"
+
+namespace trak_ext {
+
+// Training samples and targets a scoring block.
+constexpr int64_t kScoreRows = 48;
+constexpr int64_t kScoreTargets = 512;
+
+template <class T>
+struct ScoringKernels {
+  int64_t tile_targets;  // targets a packed tile
+  void (*pack_targets)(const ScoringProblem<T>& problem, T* packed);
+  void (*score_block)(const ScoringProblem<T>& problem, const T* packed, int64_t row_begin,
+                      int64_t row_end, int64_t tile_begin, int64_t tile_end, T* block, T* partial);
+};
+
+struct KernelTable {
+  const char* name;
+  int64_t tile_columns;      // columns made together
+  int64_t tile_rows_max;     // rows and columns of an output tile at most
+  int64_t tile_columns_max;
+  int64_t workspace_bytes;  // a running thread
+  void (*project_tile)(const ProjectionProblem& problem, const OutputTile& tile, void* workspace);
+  void (*fill_matrix_columns)(const MatrixLaw& law, uint64_t param_offset, int64_t params,
+                              int64_t proj_dim, int64_t column_begin, float* out, void* workspace);
+  ScoringKernels<float> score_float;
+  ScoringKernels<double> score_double;
+};
+
+extern const KernelTable kBaselineKernels;
+#if defined(TRAK_EXT_X86_LEVELS)
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+#endif
+
+// The table in use: the best level of this machine, or the one that TRAK_EXT_CPU_LEVEL names.
+// Throws std::invalid_argument where the variable names a level that is unknown or not had here.
+const KernelTable& kernels();
+
+// Names of the levels that this machine runs, the plainest first; a null ends the list.
+const char* const* available_levels();
+
+}  // namespace trak_ext

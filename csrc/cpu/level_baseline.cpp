@@ -1,0 +1,3 @@
+#define TRAK_EXT_LEVEL_TABLE kBaselineKernels
+#define TRAK_EXT_LEVEL_NAME "baseline"
+#include "level_table.h"

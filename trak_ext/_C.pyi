@@ -1,0 +1,83 @@
+from typing import Any
+
+def project(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    out: int,
+    proj_dim: int,
+    out_row_stride: int,
+    out_column_stride: int,
+    kind: int,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    num_threads: int,
+) -> None: ...
+def fill_matrix(
+    kind: int,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    params: int,
+    proj_dim: int,
+    out: int,
+    num_threads: int,
+) -> None: ...
+def score_float(
+    features: list[int],
+    row_strides: list[int],
+    num_train: int,
+    num_targets: int,
+    proj_dim: int,
+    solved: int,
+    coefficients: int,
+    weights: int,
+    out: int,
+    num_threads: int,
+) -> None: ...
+def score_double(
+    features: list[int],
+    row_strides: list[int],
+    num_train: int,
+    num_targets: int,
+    proj_dim: int,
+    solved: int,
+    coefficients: int,
+    weights: int,
+    out: int,
+    num_threads: int,
+) -> None: ...
+def top_k_float(
+    features: list[int],
+    row_strides: list[int],
+    num_train: int,
+    num_targets: int,
+    proj_dim: int,
+    solved: int,
+    coefficients: int,
+    weights: int,
+    count: int,
+    values: int,
+    indices: int,
+    num_threads: int,
+) -> bool: ...
+def top_k_double(
+    features: list[int],
+    row_strides: list[int],
+    num_train: int,
+    num_targets: int,
+    proj_dim: int,
+    solved: int,
+    coefficients: int,
+    weights: int,
+    count: int,
+    values: int,
+    indices: int,
+    num_threads: int,
+) -> bool: ...
+def law_version() -> int: ...
+def cpu_level() -> str: ...
+def available_cpu_levels() -> list[str]: ...
+def compiler() -> str: ...
+def cuda_build() -> dict[str, Any] | None: ...

@@ -1,0 +1,28 @@
+"""TRAK data attribution for PyTorch, on compiled projection and scoring kernels."""
+
+from importlib.metadata import version as _version
+
+from . import evaluation, tasks
+from .attributor import Attributor
+from .projector import Projector, project, projection_matrix
+from .runtime import build_info, get_num_threads, set_num_threads
+from .scoring import TopK, kernel_matrix, score, top_k
+from .store import StoreError
+
+__version__ = _version("trak-ext")
+__all__ = [
+    "Attributor",
+    "Projector",
+    "StoreError",
+    "TopK",
+    "build_info",
+    "evaluation",
+    "get_num_threads",
+    "kernel_matrix",
+    "project",
+    "projection_matrix",
+    "score",
+    "set_num_threads",
+    "tasks",
+    "top_k",
+]

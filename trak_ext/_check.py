@@ -1,0 +1,83 @@
+"""Argument checks that several modules share; each raises one sentence naming the argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def describe(value: Any) -> str:
+    """Return what a value is, for the end of an error sentence."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
+    if value is None or isinstance(value, (int, float, str)):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` as an int in [low, high]; NumPy integers are welcome, bools and floats not."""
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value}")
+    return value
+
+
+def nonnegative(name: str, value: Any) -> float:
+    """Return `value` as a finite float that is at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: expected a number, got {describe(value)}") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: expected a finite number that is at least 0, got {value}")
+    return float(value)
+
+
+def choice(name: str, value: Any, known: Collection[str]) -> str:
+    """Return `value`, one of the known strings."""
+    if not isinstance(value, str) or value not in known:
+        expected = ", ".join(repr(item) for item in known)
+        raise ValueError(f"{name}: expected one of {expected}, got {describe(value)}")
+    return value
+
+
+def float_tensor(name: str, value: Any, shape: str, dims: tuple[int, ...]) -> Tensor:
+    """Return `value`, a dense tensor of a supported dtype with one of the numbers of dimensions."""
+    if (
+        not isinstance(value, Tensor)
+        or value.dim() not in dims
+        or value.dtype not in FLOAT_DTYPES
+        or value.layout != torch.strided
+    ):
+        raise (TypeError if not isinstance(value, Tensor) else ValueError)(
+            f"{name}: expected a dense fp64, fp32, fp16 or bf16 tensor {shape}, "
+            f"got {describe(value)}"
+        )
+    return value
+
+
+def on_cpu(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that this version has no kernel for."""
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name}: expected a CPU tensor, got {describe(tensor)}")
+
+
+def shape_is(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    """Refuse a tensor of another shape than expected."""
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name}: expected {meaning} = {list(expected)}, got {describe(tensor)}")

@@ -1,0 +1,375 @@
+"""TRAK end to end: from a model, its checkpoints and its data to scores (Park et al. 2023)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import _C, _check, loaders, ops, scoring
+from .checkpoints import Checkpoint, Checkpoints
+from .digest import SampleDigest
+from .gradients import GradientComputer, ParameterChoice, SampleGradients, batch_tensors
+from .projector import MAX_PROJ_DIM, MAX_SEED, project
+from .scoring import TopK
+from .store import Shard, StoreError, open_store, shard_rows
+from .tasks import Task, get_task
+
+
+class Attributor:
+    """Scores how much each training sample speaks for a model's output on each target.
+
+    Args:
+        model: Module whose parameters and buffers checkpoints replace; used in eval mode.
+        task: "image_classification", "text_classification", "regression", or a
+            `trak_ext.tasks.Task`.
+        checkpoints: M state dicts or paths (safetensors, or what torch.save wrote of a state dict);
+            None for the model as it is. Checkpoint m has model_id m.
+        proj_dim: Features k a sample and checkpoint, at least 1.
+        kind, seed, precision: As in `trak_ext.project`.
+        damping: lambda / (tr(K)/k); see `trak_ext.score`.
+        params: Which parameters are differentiated: None for those with requires_grad, a glob
+            pattern or several, or a predicate (name, parameter).
+        store: Folder for the features, to resume and to attribute later without the training data;
+            None keeps them in memory.
+        device: Where gradients are computed; None for the model's.
+        chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
+            they would take more than 256 MiB.
+        progress: Whether to show progress bars.
+
+    Loaders yield (inputs, labels) or mappings, in the same order every time: a sample's position is
+    its identity. Autocast is honoured: call `fit` and `attribute` under it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: str | Task,
+        *,
+        checkpoints: Sequence[Checkpoint] | None = None,
+        proj_dim: int = 2048,
+        kind: str = "rademacher",
+        seed: int = 0,
+        damping: float = 1.0,
+        params: ParameterChoice = None,
+        store: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        chunk_size: int | None = None,
+        precision: str = "high",
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {_check.describe(model)}")
+        self.task = get_task(task)
+        self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
+        self.kind = _check.choice("kind", kind, ops.KINDS)
+        self.seed = _check.integer("seed", seed, 0, MAX_SEED)
+        self.damping = _check.nonnegative("damping", damping)
+        self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+        if chunk_size is not None:
+            chunk_size = _check.integer("chunk_size", chunk_size, 1, 2**31)
+        self._gradients = GradientComputer(model, self.task, params, chunk_size)
+        self._checkpoints = Checkpoints(model, checkpoints)
+        self._model = model
+        self._store = open_store(store)
+        self._progress = progress
+        self.device = torch.device(device) if device is not None else _device_of(model)
+
+    # --- fit --------------------------------------------------------------------------------------
+
+    def fit(self, train_loader: Iterable[Any]) -> None:
+        """Compute and store the features of all training samples for every checkpoint.
+
+        What the store already holds is compared with the loader's data and kept; only the rest is
+        computed.
+
+        Raises:
+            ValueError: a shuffling loader; samples whose gradient or output is not finite (named).
+            StoreError: a store of another configuration, other weights or other data, or a damaged
+                file in it (named).
+        """
+        loaders.check_loader("train_loader", train_loader, len(self._checkpoints))
+        self._store.open(self._settings(), create=True)
+        digests: list[str] | None = None
+        for m in range(len(self._checkpoints)):
+            digests = self._fit_checkpoint(m, train_loader, digests)
+
+    def _fit_checkpoint(
+        self, m: int, loader: Iterable[Any], expected: list[str] | None
+    ) -> list[str]:
+        """Fit one checkpoint; return the digests of the shards' data, compared with `expected`."""
+        weights = self._checkpoints.load(m, self.device)
+        finished = self._store.read_kernel(m)
+        kernel = scoring.KernelAccumulator(self.proj_dim)
+        rows = shard_rows(self.proj_dim)
+        digests: list[str] = []
+        shard = _ShardInProgress(0, self.proj_dim)
+        count = 0
+
+        def close_shard() -> None:
+            done = self._close_shard(m, shard, expected[len(digests)] if expected else None)
+            digests.append(done.data_digest)
+            if finished is None:
+                kernel.add(done.features)
+
+        for start, stop, batch in self._segments(loader, rows, f"fit checkpoint {m}"):
+            if expected is not None and start // rows >= len(expected):
+                raise _changed_data(start, stop)
+            if finished is not None and stop > finished[1]:
+                raise _other_count(f"{stop} or more", finished[1])
+            if start % rows == 0:
+                shard = _ShardInProgress(start, self.proj_dim, self._store.read(m, start))
+            shard.digest.update(batch_tensors(batch))
+            if shard.stored is None:
+                for part in self._gradients(weights, batch):
+                    shard.append(part, self._project(part, m))
+            count = stop
+            shard.stop = stop
+            if stop % rows == 0:
+                close_shard()
+        if count % rows:
+            close_shard()
+        if finished is not None and finished[1] != count:
+            raise _other_count(str(count), finished[1])
+        if self._store.read(m, -(-count // rows) * rows) is not None:
+            raise _other_count(str(count), "more")
+        if expected is not None and len(digests) != len(expected):
+            raise _changed_data(count, count)
+        if finished is None:
+            self._store.write_kernel(m, kernel.matrix, count)
+        return digests
+
+    def _close_shard(self, m: int, shard: _ShardInProgress, expected: str | None) -> Shard:
+        """Compare a stored shard with the data, or check a computed one and store it."""
+        digest = shard.digest.hexdigest()
+        if expected is not None and digest != expected:
+            raise _changed_data(shard.start, shard.stop)
+        if shard.stored is None:
+            finished = shard.finish("train_loader", digest)
+            self._store.write(m, shard.start, finished)
+            return finished
+        stored_rows = shard.stored.features.shape[0]
+        if stored_rows != shard.stop - shard.start:
+            raise _other_count(str(shard.stop), shard.start + stored_rows)
+        if digest != shard.stored.data_digest:
+            raise StoreError(
+                f"store: expected one made with the data of train_loader, got other data in "
+                f"samples {shard.start} to {shard.stop - 1} (use another folder)"
+            )
+        return shard.stored
+
+    # --- attribute --------------------------------------------------------------------------------
+
+    def attribute(self, test_loader: Iterable[Any], top_k: int | None = None) -> Tensor | TopK:
+        """Return scores [n_train, n_targets] fp32, or the top_k proponents of each target.
+
+        Args:
+            test_loader: Targets, as the training loader's samples.
+            top_k: If given, 0 to n_train; returns TopK(values, indices), [n_targets, top_k] each,
+                and n_train x n_targets is never held.
+
+        Raises:
+            ValueError: before `fit`; non-finite targets (named); a kernel matrix that is not
+                positive definite (names damping).
+        """
+        loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
+        num_train = self._open_fitted()
+        if top_k is not None:
+            top_k = _check.integer("top_k", top_k, 0, num_train)
+        solved: list[Tensor] = []
+        for m in range(len(self._checkpoints)):
+            phi = self._target_features(m, test_loader)
+            if solved and phi.shape[0] != solved[0].shape[0]:
+                raise ValueError(
+                    f"test_loader: expected {solved[0].shape[0]} samples in every pass, "
+                    f"got {phi.shape[0]}"
+                )
+            factor = self._factor(m) if num_train else None
+            solved.append(
+                phi.double()
+                if factor is None
+                else scoring.solve_targets(factor, phi) / len(self._checkpoints)
+            )
+        targets = scoring.SolvedTargets(torch.stack(solved), torch.float32)
+        num_targets = solved[0].shape[0]
+        if top_k is None:
+            scores = torch.empty((num_train, num_targets))
+            for start, features, weight in self._shards(num_train):
+                scores[start : start + len(weight)] = targets.score(features, weight)
+            return scores
+        best = TopK(torch.empty((num_targets, 0)), torch.empty((num_targets, 0), dtype=torch.int64))
+        for start, features, weight in self._shards(num_train):
+            found = targets.top_k(features, weight, min(top_k, len(weight)))
+            best = scoring.merge_top_k(best, TopK(found.values, found.indices + start), top_k)
+        return best
+
+    def self_influence(self) -> Tensor:
+        """Return each training sample's score for itself: fp32 [n_train].
+
+        (1/M sum_m phi_mi^T K_m^-1 phi_mi) (1/M sum_m Q_mi): the diagonal of `attribute` on the
+        training set.
+        """
+        num_train = self._open_fitted()
+        total = torch.zeros(num_train, dtype=torch.float64)
+        if num_train == 0:
+            return total.float()
+        for m in range(len(self._checkpoints)):
+            factor = self._factor(m)
+            for start, features, _ in self._shards(num_train, [m]):
+                part = scoring.leverages(factor, features[0], None)
+                total[start : start + len(part)] += part / len(self._checkpoints)
+        weight = torch.cat([weight for _, _, weight in self._shards(num_train)])
+        return (total * weight).float()
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what a store's features depend on, as JSON."""
+        model = self._model
+        device_type = self.device.type
+        autocast = (
+            str(torch.get_autocast_dtype(device_type))
+            if torch.is_autocast_enabled(device_type)
+            else None
+        )
+        return {
+            "law_version": _C.law_version(),
+            "kind": self.kind,
+            "seed": self.seed,
+            "proj_dim": self.proj_dim,
+            "precision": self.precision,
+            "task": self.task.name,
+            "model": f"{type(model).__module__}.{type(model).__qualname__}",
+            "architecture": hashlib.blake2b(repr(model).encode(), digest_size=16).hexdigest(),
+            "params": {name: list(shape) for name, shape in self._gradients.shapes.items()},
+            "checkpoints": self._checkpoints.digests,
+            "autocast": autocast,
+        }
+
+    def _open_fitted(self) -> int:
+        """Return the number of training samples of a store that is fitted for every checkpoint."""
+        self._store.open(self._settings(), create=False)
+        counts = []
+        for m in range(len(self._checkpoints)):
+            kernel = self._store.read_kernel(m)
+            if kernel is None:
+                raise StoreError(
+                    f"store: expected features of all {len(self._checkpoints)} checkpoints, got "
+                    f"none or a part for checkpoint {m} (call fit first)"
+                )
+            counts.append(kernel[1])
+        if len(set(counts)) != 1:
+            raise StoreError(f"store: expected one number of samples, got {counts} by checkpoint")
+        return counts[0]
+
+    def _factor(self, m: int) -> Tensor:
+        kernel = self._store.read_kernel(m)
+        assert kernel is not None, "_open_fitted() comes first"
+        return scoring.factor_kernel(kernel[0], self.damping, 0.0)
+
+    def _shards(
+        self, num_train: int, checkpoints: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+        """Yield (start, features of each checkpoint [rows, k], mean Q [rows]) in order."""
+        rows = shard_rows(self.proj_dim)
+        for start in range(0, num_train, rows):
+            stop = min(start + rows, num_train)
+            features, weight = [], torch.zeros(stop - start, dtype=torch.float64)
+            chosen = range(len(self._checkpoints)) if checkpoints is None else checkpoints
+            for m in chosen:
+                shard = self._store.read(m, start, stop)
+                if shard is None:
+                    raise StoreError(
+                        f"store: expected samples {start} to {stop - 1} of checkpoint {m}, got none"
+                    )
+                features.append(shard.features)
+                weight += shard.weight.double() / len(chosen)
+            yield start, features, weight
+
+    def _segments(
+        self, loader: Iterable[Any], boundary: int, label: str
+    ) -> Iterator[tuple[int, int, Any]]:
+        with tqdm(desc=label, unit=" samples", disable=not self._progress) as bar:
+            for start, stop, batch in loaders.segments(loader, self.device, boundary):
+                yield start, stop, batch
+                bar.update(stop - start)
+
+    def _project(self, part: SampleGradients, m: int) -> Tensor:
+        return project(
+            {name: grad.detach() for name, grad in part.grads.items()},
+            self.proj_dim,
+            kind=self.kind,
+            seed=self.seed,
+            model_id=m,
+            precision=self.precision,
+        )
+
+    def _target_features(self, m: int, loader: Iterable[Any]) -> Tensor:
+        """Return the targets' features for a checkpoint, fp32 [t, k]."""
+        weights = self._checkpoints.load(m, self.device)
+        targets = _ShardInProgress(0, self.proj_dim)
+        for _, stop, batch in self._segments(loader, 2**62, f"targets, checkpoint {m}"):
+            for part in self._gradients(weights, batch):
+                targets.append(part, self._project(part, m))
+            targets.stop = stop
+        return targets.finish("test_loader", "").features
+
+
+class _ShardInProgress:
+    """Features of consecutive samples on their way to a shard."""
+
+    def __init__(self, start: int, proj_dim: int, stored: Shard | None = None) -> None:
+        self.start = start
+        self.stop = start
+        self.stored = stored  # what the store already has in this place
+        self.digest = SampleDigest()
+        self._features = [torch.zeros((0, proj_dim))]
+        self._weight = [torch.zeros(0)]
+        self._curvature = [torch.zeros(0)]
+        self._bad: list[int] = []
+        self._count = 0
+
+    def append(self, part: SampleGradients, features: Tensor) -> None:
+        """Add a chunk's features, noting samples with anything that is not finite."""
+        good = torch.isfinite(features).all(1)
+        for figure in (part.output, part.weight, part.curvature):
+            good &= torch.isfinite(figure)
+        bad = torch.nonzero(~good).reshape(-1) + self.start + self._count
+        self._bad.extend(bad.tolist())
+        self._features.append(features.cpu())
+        self._weight.append(part.weight.float().cpu())
+        self._curvature.append(part.curvature.float().cpu())
+        self._count += features.shape[0]
+
+    def finish(self, name: str, digest: str) -> Shard:
+        """Return the shard, or refuse it and name the samples that are not finite."""
+        if self._bad:
+            shown = ", ".join(map(str, self._bad[:10])) + (", ..." if len(self._bad) > 10 else "")
+            raise ValueError(
+                f"{name}: expected samples with finite outputs and gradients, got NaN or Inf for "
+                f"{len(self._bad)} of them: {shown}"
+            )
+        return Shard(
+            torch.cat(self._features), torch.cat(self._weight), torch.cat(self._curvature), digest
+        )
+
+
+def _changed_data(start: int, stop: int) -> ValueError:
+    return ValueError(
+        "train_loader: expected the same samples in the same order for every checkpoint, got other "
+        f"data around samples {start} to {stop} (a loader that shuffles or augments?)"
+    )
+
+
+def _other_count(found: str, stored: int | str) -> StoreError:
+    return StoreError(f"train_loader: expected {stored} samples as the store holds, got {found}")
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,110 @@
+"""Checkpoints of one model: state dicts in memory or on disk, checked against the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .digest import state_digest
+
+Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
+
+
+class Checkpoints:
+    """The M checkpoints of an attribution; checkpoint m is number m, loaded when asked for.
+
+    Args:
+        model: Says which names and shapes a checkpoint has.
+        sources: State dicts, or paths to safetensors files or to what `torch.save` wrote of a state
+            dict (loaded with weights_only=True). None for the model as it is.
+    """
+
+    def __init__(self, model: nn.Module, sources: Sequence[Checkpoint] | None) -> None:
+        self._model = model
+        if sources is not None and (isinstance(sources, (str, Mapping, os.PathLike))):
+            raise TypeError(
+                "checkpoints: expected a list of state dicts or paths, got a single one"
+            )
+        self._sources = None if sources is None else list(sources)
+        if self._sources == []:
+            raise ValueError("checkpoints: expected at least one, got an empty list")
+        self.digests = [state_digest(self._read(m)) for m in range(len(self))]
+
+    def __len__(self) -> int:
+        return 1 if self._sources is None else len(self._sources)
+
+    def load(self, index: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the weights of a checkpoint on a device; refuse ones that have changed."""
+        state = self._read(index)
+        if state_digest(state) != self.digests[index]:
+            raise ValueError(
+                f"checkpoints: expected checkpoint {index} with the weights it had when the "
+                "Attributor was made, got others"
+            )
+        return {name: tensor.to(device) for name, tensor in state.items()}
+
+    def _read(self, index: int) -> dict[str, Tensor]:
+        name = f"checkpoints[{index}]"
+        if self._sources is None:
+            return self._complete("model", self._model.state_dict())
+        source = self._sources[index]
+        if isinstance(source, Mapping):
+            return self._complete(name, source)
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: expected a file, got none at {str(path)!r}")
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                loaded: Any = load_file(path)
+            else:
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{name}: expected safetensors or a state dict of tensors alone in {str(path)!r}, "
+                f"got a file that does not load ({reason})"
+            ) from error
+        if not isinstance(loaded, Mapping):
+            raise ValueError(
+                f"{name}: expected a state dict in {str(path)!r}, got a {type(loaded).__name__}"
+            )
+        return self._complete(name, loaded)
+
+    def _complete(self, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return a checked state with every name of the model's; tied names stand for each other."""
+        expected = self._model.state_dict()
+        first_name: dict[int, str] = {}
+        tied: dict[str, list[str]] = {}
+        for key, parameter in self._model.named_parameters(remove_duplicate=False):
+            tied.setdefault(first_name.setdefault(id(parameter), key), []).append(key)
+        state = dict(state)
+        for group in tied.values():
+            given = [key for key in group if key in state]
+            for key in group:
+                if given and key not in state and key in expected:
+                    state[key] = state[given[0]]
+        missing = [key for key in expected if key not in state]
+        unknown = [key for key in state if key not in expected]
+        if missing or unknown:
+            raise ValueError(
+                f"{name}: expected the names of the model's state dict, got "
+                f"{len(missing)} missing ({', '.join(missing[:3])}) and "
+                f"{len(unknown)} unknown ({', '.join(map(str, unknown[:3]))})"
+            )
+        for key, tensor in expected.items():
+            if not isinstance(tensor, Tensor):
+                continue
+            found = state[key]
+            if not isinstance(found, Tensor) or found.shape != tensor.shape:
+                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    f"{name}: expected {key} of shape {list(tensor.shape)}, got {shape}"
+                )
+        return {key: state[key] for key in expected if isinstance(expected[key], Tensor)}

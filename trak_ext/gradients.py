@@ -1,0 +1,240 @@
+"""Per-sample gradients of a task's output by `torch.func`, for the chosen parameters only."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from .tasks import Task
+
+ParameterChoice = Sequence[str] | str | Callable[[str, nn.Parameter], bool] | None
+
+_CHUNK_BYTES = 2**28  # of gradients that a chunk of the default size may take
+_MAX_CHUNK = 256
+
+
+class SampleGradients(NamedTuple):
+    """Gradients of f for B samples, with f, Q and R."""
+
+    grads: dict[str, Tensor]  # [B, *parameter shape], in named_parameters() order
+    output: Tensor  # [B]
+    weight: Tensor  # [B]
+    curvature: Tensor  # [B]
+
+
+def choose_parameters(model: nn.Module, params: ParameterChoice) -> list[str]:
+    """Return the names of the chosen parameters in named_parameters() order, tied ones once.
+
+    Args:
+        params: None for those with requires_grad; a glob pattern or several; or a predicate
+            (name, parameter).
+
+    Raises:
+        ValueError: a pattern that matches no parameter, or a choice of none at all.
+    """
+    named = dict(model.named_parameters())
+    if params is None:
+        chosen = [name for name, parameter in named.items() if parameter.requires_grad]
+        if not chosen:
+            raise ValueError(
+                "params: expected a model with a parameter that requires grad, got none"
+            )
+        return chosen
+    if callable(params):
+        chosen = [name for name, parameter in named.items() if params(name, parameter)]
+        if not chosen:
+            raise ValueError("params: expected a predicate that chooses a parameter, got none")
+        return chosen
+    patterns = [params] if isinstance(params, str) else list(params)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"params: expected glob patterns as strings, got {pattern!r}")
+        if not fnmatch.filter(named, pattern):
+            shown = ", ".join(list(named)[:5])
+            raise ValueError(
+                f"params: expected patterns that match a parameter ({shown}, ...), got {pattern!r}"
+            )
+    return [name for name in named if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch (nested tuples, lists and mappings of tensors) with every tensor mapped."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(map_tensors(function, value) for value in batch)
+    raise TypeError(
+        f"batch: expected tensors in tuples, lists or mappings, got a {type(batch).__name__}"
+    )
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    """Return a batch's tensors in order."""
+    tensors: list[Tensor] = []
+    map_tensors(lambda tensor: tensors.append(tensor) or tensor, batch)  # type: ignore[func-returns-value]
+    return tensors
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples: the first dimension, the same for every tensor."""
+    tensors = batch_tensors(batch)
+    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in tensors}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "batch: expected tensors with one number of samples in front, got shapes "
+            f"{[list(tensor.shape) for tensor in tensors]}"
+        )
+    size = sizes.pop()
+    assert size is not None
+    return size
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode and back: dropout off, BatchNorm on its running figures."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class GradientComputer:
+    """Per-sample gradients of one model under given weights.
+
+    `vmap(grad)` over chunks of samples. Where the model has an operator or a step that vmap cannot
+    take, one sample at a time instead, with a warning that says so once.
+
+    Args:
+        model: Its parameters and buffers are replaced at each call by the weights given there.
+        task: What is differentiated.
+        params: See `choose_parameters`; other parameters are never differentiated.
+        chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
+            their gradients would take more than 256 MiB.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        params: ParameterChoice = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.names = choose_parameters(model, params)
+        named = dict(model.named_parameters())
+        self.shapes = {name: tuple(named[name].shape) for name in self.names}
+        self.num_params = sum(named[name].numel() for name in self.names)
+        if chunk_size is None:
+            sample_bytes = sum(named[n].numel() * named[n].element_size() for n in self.names)
+            chunk_size = max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(sample_bytes, 1)))
+        self.chunk_size = chunk_size
+        self._one_by_one = False
+
+    def __call__(self, weights: Mapping[str, Tensor], batch: Any) -> Iterator[SampleGradients]:
+        """Yield gradients of a batch in order, chunk_size samples at a time.
+
+        Args:
+            weights: A state dict, or named parameters and buffers; what it lacks is the model's.
+            batch: Tensors with samples in front, in tuples, lists or mappings.
+        """
+        named = dict(self.model.named_parameters())
+        chosen = {name: weights.get(name, named[name]).detach() for name in self.names}
+        constant = {
+            name: tensor.detach()
+            for name, tensor in [*named.items(), *self.model.named_buffers(), *weights.items()]
+            if name not in chosen
+        }
+        # Other names of a tied parameter follow the one that named_parameters() lists.
+        owned = {*named, *(name for name, _ in self.model.named_buffers())}
+        constant = {name: tensor for name, tensor in constant.items() if name in owned}
+        total = batch_size(batch)
+        with eval_mode(self.model):
+            for start in range(0, total, self.chunk_size):
+                stop = min(start + self.chunk_size, total)
+                chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], batch)  # type: ignore[misc]
+                yield self._chunk(chosen, constant, chunk)
+
+    def _output(
+        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], sample: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Return f of a sample (tensors without a batch dimension), and (f, Q, R)."""
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.model, {**constant, **chosen}, args, kwargs)
+
+        output = self.task(model, map_tensors(lambda tensor: tensor.unsqueeze(0), sample))
+        if output.output.numel() != 1:
+            raise ValueError(
+                f"task {self.task.name!r}: expected one output for one sample, "
+                f"got {output.output.numel()}"
+            )
+        f, q, r = (part.reshape(()) for part in output)
+        return f, (f.detach(), q, r)
+
+    def _chunk(
+        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], chunk: Any
+    ) -> SampleGradients:
+        if self._one_by_one:
+            return self._loop(chosen, constant, chunk)
+        try:
+            return self._vmap(chosen, constant, chunk)
+        except (RuntimeError, NotImplementedError) as error:
+            if "randomness" in str(error):
+                raise RuntimeError(
+                    "model: expected an output that is not random in eval mode, got a random "
+                    "operation under vmap"
+                ) from error
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
+            result = self._loop(chosen, constant, chunk)
+            self._one_by_one = True
+            warnings.warn(
+                "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
+                f"this model ({str(error).strip().splitlines()[0]})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return result
+
+    def _vmap(
+        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], chunk: Any
+    ) -> SampleGradients:
+        gradient = grad(self._output, has_aux=True)
+        grads, (f, q, r) = vmap(gradient, in_dims=(None, None, 0))(chosen, constant, chunk)
+        return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
+
+    def _loop(
+        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], chunk: Any
+    ) -> SampleGradients:
+        rows: list[Sequence[Tensor]] = []
+        outputs = []
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in chosen.items()}
+        for i in range(batch_size(chunk)):
+            sample = map_tensors(lambda tensor, i=i: tensor[i], chunk)  # type: ignore[misc]
+            with torch.enable_grad():
+                f, parts = self._output(leaves, constant, sample)
+                if leaves and f.requires_grad:
+                    row = torch.autograd.grad(
+                        f, list(leaves.values()), allow_unused=True, materialize_grads=True
+                    )
+                else:
+                    row = tuple(torch.zeros_like(tensor) for tensor in leaves.values())
+            rows.append(row)
+            outputs.append(parts)
+        grads = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}
+        f, q, r = (torch.stack(part) for part in zip(*outputs, strict=True))
+        return SampleGradients(grads, f, q, r)

@@ -1,0 +1,171 @@
+"""The projection as torch operators: `trak_ext::project_` and `trak_ext::project`.
+
+The operators are what torch.compile, vmap and the dispatcher see; `trak_ext.project` is what people
+call. Schemas carry the 64-bit seed as two 32-bit words, since an operator's int is signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C, _check
+from .runtime import get_num_threads
+
+KINDS = {"rademacher": 0, "normal": 1}
+PRECISIONS = ("medium", "high", "highest")
+_DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+def _byte_range(tensor: Tensor) -> tuple[int, int]:
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _interleaved(a: Tensor, b: Tensor) -> bool:
+    """Return whether two 2-D tensors are disjoint column ranges of one row-major buffer."""
+    pitch = a.stride(0) * a.element_size()
+    if pitch != b.stride(0) * b.element_size() or a.stride(1) != 1 or b.stride(1) != 1:
+        return False
+    first, second = (a, b) if a.data_ptr() <= b.data_ptr() else (b, a)
+    gap = (second.data_ptr() - first.data_ptr()) % pitch
+    width_first = first.shape[1] * first.element_size()
+    width_second = second.shape[1] * second.element_size()
+    return width_first <= gap and gap + width_second <= pitch
+
+
+def _check_memory(grads: Sequence[Tensor], out: Tensor) -> None:
+    """Refuse an `out` that shares memory with itself or with a gradient."""
+    if out.numel() == 0:
+        return
+    dims = sorted(
+        (stride, size) for size, stride in zip(out.shape, out.stride(), strict=True) if size > 1
+    )
+    reach = 1
+    for stride, size in dims:
+        if stride < reach:
+            raise ValueError(
+                "out: expected rows that do not overlap in memory, got strides "
+                f"{list(out.stride())} for shape {list(out.shape)}"
+            )
+        reach = stride * (size - 1) + reach
+    low, high = _byte_range(out)
+    for grad in grads:
+        if grad.numel() == 0:
+            continue
+        grad_low, grad_high = _byte_range(grad)
+        if grad_low < high and low < grad_high and not _interleaved(grad, out):
+            raise ValueError("out: expected memory apart from grads, got overlapping tensors")
+
+
+@torch.library.custom_op("trak_ext::project_", mutates_args={"out"})
+def project_(
+    grads: Sequence[Tensor],
+    out: Tensor,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    precision: str,
+) -> None:
+    """Add the projection of gradients [B, P_i], side by side, to `out` [B, proj_dim] (fp32)."""
+    for i, grad in enumerate(grads):
+        _check.on_cpu(f"grads[{i}]", grad)
+    _check.on_cpu("out", out)
+    _check_memory(grads, out)
+    views = []
+    for grad in grads:
+        params = grad.shape[1]
+        code = _DTYPE_CODES[grad.dtype]
+        views.append((grad.data_ptr(), code, params, grad.stride(0), grad.stride(1), param_offset))
+        param_offset += params
+    _C.project(
+        views,
+        out.shape[0],
+        out.data_ptr(),
+        out.shape[1],
+        out.stride(0),
+        out.stride(1),
+        KINDS[kind],
+        seed_low,
+        seed_high,
+        model_id,
+        get_num_threads(),
+    )
+
+
+@torch.library.custom_op("trak_ext::project", mutates_args=())
+def project(
+    grads: Sequence[Tensor],
+    proj_dim: int,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    precision: str,
+) -> Tensor:
+    """Return the projection of gradients [B, P_i], side by side: fp32 [B, proj_dim]."""
+    out = grads[0].new_zeros((grads[0].shape[0], proj_dim), dtype=torch.float32)
+    project_(grads, out, kind, seed_low, seed_high, model_id, param_offset, precision)
+    return out
+
+
+@project_.register_fake
+def _(
+    grads: Sequence[Tensor],
+    out: Tensor,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    precision: str,
+) -> None:
+    return None
+
+
+@project.register_fake
+def _(
+    grads: Sequence[Tensor],
+    proj_dim: int,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    precision: str,
+) -> Tensor:
+    return grads[0].new_empty((grads[0].shape[0], proj_dim), dtype=torch.float32)
+
+
+def _batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
+    if dim is None:
+        return tensor.unsqueeze(0).expand(batch_size, *tensor.shape)
+    return tensor.movedim(dim, 0)
+
+
+@project.register_vmap
+def _(info: Any, in_dims: Any, grads: Sequence[Tensor], proj_dim: int, *law: Any) -> Any:
+    # A row's features do not depend on its batch, so the mapped dimension joins the rows.
+    batched = [_batch_first(g, d, info.batch_size) for g, d in zip(grads, in_dims[0], strict=True)]
+    rows = batched[0].shape[1]
+    flat = [g.reshape(info.batch_size * rows, g.shape[2]) for g in batched]
+    out = project(flat, proj_dim, *law)
+    return out.reshape(info.batch_size, rows, proj_dim), 0
+
+
+@project_.register_vmap
+def _(info: Any, in_dims: Any, grads: Sequence[Tensor], out: Tensor, *law: Any) -> Any:
+    if in_dims[1] is None:
+        raise ValueError("out: expected a tensor mapped by vmap like grads, got one shared by all")
+    batched = [_batch_first(g, d, info.batch_size) for g, d in zip(grads, in_dims[0], strict=True)]
+    for i, rows in enumerate(out.movedim(in_dims[1], 0).unbind(0)):
+        project_([g[i] for g in batched], rows, *law)
+    return None, None

@@ -1,0 +1,201 @@
+"""Random projection of gradients by the law of the matrix: `project` and its companions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C, _check, ops
+from .runtime import get_num_threads
+
+MAX_SEED = 2**64 - 1
+MAX_MODEL_ID = 2**32 - 1
+MAX_PROJ_DIM = 2**32
+MAX_PARAMS = 2**63 - 1
+
+
+def _law_arguments(kind: Any, seed: Any, model_id: Any) -> tuple[str, int, int, int]:
+    _check.choice("kind", kind, ops.KINDS)
+    seed = _check.integer("seed", seed, 0, MAX_SEED)
+    model_id = _check.integer("model_id", model_id, 0, MAX_MODEL_ID)
+    return kind, seed & 0xFFFFFFFF, seed >> 32, model_id
+
+
+def _gradient_list(grads: Any) -> list[Tensor]:
+    """Return the gradients as tensors [B, P_i] of one B, checked."""
+    if isinstance(grads, Mapping):
+        if not grads:
+            raise ValueError("grads: expected at least one tensor, got an empty mapping")
+        named = [(f"grads[{name!r}]", grad) for name, grad in grads.items()]
+        for name, grad in named:
+            _check.float_tensor(name, grad, "[B, *shape]", tuple(range(1, 65)))
+    else:
+        named = [("grads", _check.float_tensor("grads", grads, "[B, P] (or a mapping)", (2,)))]
+    rows, device = named[0][1].shape[0], named[0][1].device
+    flat = []
+    for name, grad in named:
+        if grad.shape[0] != rows or grad.device != device:
+            raise ValueError(
+                f"{name}: expected {rows} rows on {device} as in {named[0][0]}, "
+                f"got {_check.describe(grad)}"
+            )
+        if grad.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: expected a tensor that does not require grad (detach it, or multiply by "
+                "projection_matrix(...) where the projection itself must be differentiated), "
+                "got one that does"
+            )
+        flat.append(grad.reshape(rows, math.prod(grad.shape[1:])))
+    return flat
+
+
+def _check_out(out: Any, grads: list[Tensor], proj_dim: int) -> None:
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out: expected a tensor, got {_check.describe(out)}")
+    expected = (grads[0].shape[0], proj_dim)
+    if (
+        tuple(out.shape) != expected
+        or out.dtype != torch.float32
+        or out.device != grads[0].device
+        or out.layout != torch.strided
+        or out.requires_grad
+    ):
+        raise ValueError(
+            f"out: expected a dense torch.float32 tensor {list(expected)} on {grads[0].device} "
+            f"that does not require grad, got {_check.describe(out)}"
+        )
+
+
+def project(
+    grads: Tensor | Mapping[str, Tensor],
+    proj_dim: int,
+    *,
+    kind: str = "rademacher",
+    seed: int = 0,
+    model_id: int = 0,
+    param_offset: int = 0,
+    precision: str = "high",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Project per-sample gradients by a random matrix that is never held: features = grads @ R.
+
+    R is [P, proj_dim] with entries of mean 0 and variance 1, the same bits on every device: entry
+    (p, j) is a function of kind, seed, model_id, param_offset + p and j alone (csrc/law.md). The
+    result is not scaled; divide by sqrt(proj_dim) for a Johnson-Lindenstrauss embedding.
+
+    Args:
+        grads: Tensor [B, P], or a mapping to tensors [B, *shape] taken side by side in its order.
+            fp64, fp32, fp16 or bf16, any strides; read where it lies, never concatenated.
+        proj_dim: Number of columns, 0 to 2**32.
+        kind: "rademacher" (+1 and -1) or "normal" (standard normals rounded to bf16).
+        seed: 0 to 2**64 - 1.
+        model_id: 0 to 2**32 - 1; another one is another, independent matrix.
+        param_offset: Row of R that meets the first parameter, so that
+            project([a, b]) = project(a) + project(b, param_offset=len(a)).
+        precision: "medium", "high" or "highest"; on the CPU all three are fp32.
+        out: fp32 [B, proj_dim], rows of any stride, apart from grads in memory; the projection is
+            added to it. Unchanged on an error.
+
+    Returns:
+        `out`, or a new fp32 tensor [B, proj_dim]. A row's bits do not depend on the other rows, on
+        strides or on the number of threads.
+
+    Raises:
+        ValueError, TypeError: one sentence naming the argument; also for gradients that require
+            grad while grad mode is on.
+
+    On the CPU the workspace is about 0.3 MiB a thread, whatever B, P and proj_dim.
+    """
+    law = _law_arguments(kind, seed, model_id)
+    proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
+    _check.choice("precision", precision, ops.PRECISIONS)
+    tensors = _gradient_list(grads)
+    params = sum(tensor.shape[1] for tensor in tensors)
+    param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - params)
+    if out is None:
+        return ops.project(tensors, proj_dim, *law, param_offset, precision)
+    _check_out(out, tensors, proj_dim)
+    ops.project_(tensors, out, *law, param_offset, precision)
+    return out
+
+
+def projection_matrix(
+    num_params: int,
+    proj_dim: int,
+    *,
+    kind: str = "rademacher",
+    seed: int = 0,
+    model_id: int = 0,
+    param_offset: int = 0,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Return rows param_offset .. param_offset + num_params - 1 of R: fp32 [num_params, proj_dim].
+
+    For inspection and for small problems; `project` multiplies by it without ever holding it.
+    Arguments and errors are those of `project`.
+    """
+    name, seed_low, seed_high, model_id = _law_arguments(kind, seed, model_id)
+    num_params = _check.integer("num_params", num_params, 0, MAX_PARAMS)
+    proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
+    param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
+    matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
+    _check.on_cpu("device", matrix)
+    _C.fill_matrix(
+        ops.KINDS[name],
+        seed_low,
+        seed_high,
+        model_id,
+        param_offset,
+        num_params,
+        proj_dim,
+        matrix.data_ptr(),
+        get_num_threads(),
+    )
+    return matrix
+
+
+class Projector:
+    """`project` with its settings bound, for gradients of one size.
+
+    Args:
+        grad_dim: Number of parameters P that every call brings.
+        proj_dim: Number of columns, at least 1.
+        kind, seed, precision: As in `project`.
+    """
+
+    def __init__(
+        self,
+        grad_dim: int,
+        proj_dim: int,
+        *,
+        kind: str = "rademacher",
+        seed: int = 0,
+        precision: str = "high",
+    ) -> None:
+        self.grad_dim = _check.integer("grad_dim", grad_dim, 0, MAX_PARAMS)
+        self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
+        self.kind = _check.choice("kind", kind, ops.KINDS)
+        self.seed = _check.integer("seed", seed, 0, MAX_SEED)
+        self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+
+    def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
+        """Return the features fp32 [B, proj_dim] of gradients with grad_dim parameters a sample."""
+        tensors = grads.values() if isinstance(grads, Mapping) else [grads]
+        if all(isinstance(tensor, Tensor) and tensor.dim() >= 1 for tensor in tensors):
+            params = sum(math.prod(tensor.shape[1:]) for tensor in tensors)
+            if params != self.grad_dim:
+                raise ValueError(
+                    f"grads: expected grad_dim = {self.grad_dim} parameters a sample, got {params}"
+                )
+        return project(
+            grads,
+            self.proj_dim,
+            kind=self.kind,
+            seed=self.seed,
+            model_id=model_id,
+            precision=self.precision,
+        )

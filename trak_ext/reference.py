@@ -1,0 +1,116 @@
+"""The slow and obvious oracle: the law of the matrix, projection and scores in plain NumPy.
+
+Imports nothing of the compiled module. The law's text is csrc/law.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+LAW_VERSION = 1
+
+Array = npt.NDArray[Any]
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+
+
+def philox4x32(counter: Array, key: tuple[int, int]) -> Array:
+    """Return Philox4x32-10 of counters [..., 4] under one key: uint64 [..., 4], each below 2**32.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.3.
+    """
+    x0, x1, x2, x3 = (counter[..., i].astype(np.uint64) for i in range(4))
+    for round_index in range(10):
+        key0 = np.uint64((key[0] + round_index * _WEYL[0]) & _LOW)
+        key1 = np.uint64((key[1] + round_index * _WEYL[1]) & _LOW)
+        product0 = x0 * np.uint64(_MULTIPLIERS[0])
+        product1 = x2 * np.uint64(_MULTIPLIERS[1])
+        low = np.uint64(_LOW)
+        shift = np.uint64(32)
+        x0, x1, x2, x3 = (
+            (product1 >> shift) ^ x1 ^ key0,
+            product1 & low,
+            (product0 >> shift) ^ x3 ^ key1,
+            product0 & low,
+        )
+    return np.stack([x0, x1, x2, x3], axis=-1)
+
+
+def block_words(blocks: Array, columns: Array, seed: int, model_id: int) -> Array:
+    """Return the four words of each (block, column): uint64 [len(blocks), len(columns), 4]."""
+    blocks = np.asarray(blocks, dtype=np.uint64)[:, None]
+    columns = np.asarray(columns, dtype=np.uint64)[None, :]
+    counter = np.zeros((blocks.shape[0], columns.shape[1], 4), dtype=np.uint64)
+    counter[..., 0] = blocks & np.uint64(_LOW)
+    counter[..., 1] = columns
+    counter[..., 2] = blocks >> np.uint64(32)
+    counter[..., 3] = model_id
+    return philox4x32(counter, (seed & _LOW, seed >> 32))
+
+
+def rademacher_matrix(params: Array, columns: Array, seed: int, model_id: int) -> Array:
+    """Return entries +1 and -1 for parameter numbers and column numbers: fp32 [P, k]."""
+    params = np.asarray(params, dtype=np.uint64)
+    blocks, inverse = np.unique(params >> np.uint64(7), return_inverse=True)
+    words = block_words(blocks, columns, seed, model_id)
+    bit = (params & np.uint64(127)).astype(np.int64)
+    word = words[inverse, :, :][np.arange(len(params)), :, bit >> 5]
+    bits = (word >> (bit & 31).astype(np.uint64)[:, None]) & np.uint64(1)
+    return np.where(bits == 1, np.float32(1), np.float32(-1))
+
+
+def projection_matrix(
+    num_params: int,
+    proj_dim: int,
+    *,
+    kind: str = "rademacher",
+    seed: int = 0,
+    model_id: int = 0,
+    param_offset: int = 0,
+) -> Array:
+    """Return rows param_offset .. param_offset + num_params - 1 of R: fp32 [num_params, k]."""
+    params = np.arange(num_params, dtype=np.uint64) + np.uint64(param_offset)
+    columns = np.arange(proj_dim, dtype=np.uint64)
+    make = {"rademacher": rademacher_matrix, "normal": rademacher_matrix}[kind]
+    return make(params, columns, seed, model_id)
+
+
+def project(grads: Array, proj_dim: int, **law: Any) -> Array:
+    """Return grads [B, P] @ R in fp64: [B, proj_dim]."""
+    matrix = projection_matrix(grads.shape[1], proj_dim, **law)
+    result: Array = grads.astype(np.float64) @ matrix.astype(np.float64)
+    return result
+
+
+def score(
+    train_features: Array,
+    target_features: Array,
+    weights: Array,
+    *,
+    damping: float = 1.0,
+    ridge: float = 0.0,
+    curvature: Array | None = None,
+    leverage: bool = False,
+) -> Array:
+    """Return scores [n, t] of features [M, n, k] and [M, t, k] and weights [M, n], all in fp64.
+
+    Park et al. 2023, equation 17, with the options of `trak_ext.score`.
+    """
+    checkpoints, num_train, proj_dim = train_features.shape
+    total = np.zeros((num_train, target_features.shape[1]))
+    for m in range(checkpoints):
+        phi = train_features[m].astype(np.float64)
+        r = np.ones(num_train) if curvature is None else curvature[m].astype(np.float64)
+        kernel = (phi * r[:, None]).T @ phi
+        shift = damping * np.trace(kernel) / proj_dim + ridge
+        inverse = np.linalg.inv(kernel + shift * np.eye(proj_dim))
+        h = r * np.einsum("nk,kl,nl->n", phi, inverse, phi)
+        term = phi @ inverse @ target_features[m].astype(np.float64).T
+        total += term / (1 - h)[:, None] if leverage else term
+    result: Array = total / checkpoints * weights.astype(np.float64).mean(0)[:, None]
+    return result
