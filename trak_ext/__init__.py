@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import evaluation, tasks
+from . import evaluation, reference, scoring, tasks
 from .attributor import Attributor
 from .projector import Projector, project, projection_matrix
 from .runtime import build_info, get_num_threads, set_num_threads
@@ -21,7 +21,9 @@ __all__ = [
     "kernel_matrix",
     "project",
     "projection_matrix",
+    "reference",
     "score",
+    "scoring",
     "set_num_threads",
     "tasks",
     "top_k",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -165,13 +165,24 @@ class Attributor:
 
     # --- attribute --------------------------------------------------------------------------------
 
-    def attribute(self, test_loader: Iterable[Any], top_k: int | None = None) -> Tensor | TopK:
+    @overload
+    def attribute(self, test_loader: Iterable[Any], top_k: None = None) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self, test_loader: Iterable[Any], top_k: int, *, largest: bool = True
+    ) -> TopK: ...
+
+    def attribute(
+        self, test_loader: Iterable[Any], top_k: int | None = None, *, largest: bool = True
+    ) -> Tensor | TopK:
         """Return scores [n_train, n_targets] fp32, or the top_k proponents of each target.
 
         Args:
             test_loader: Targets, as the training loader's samples.
             top_k: If given, 0 to n_train; returns TopK(values, indices), [n_targets, top_k] each,
                 and n_train x n_targets is never held.
+            largest: Whether top_k means proponents or, if False, opponents (lowest score first).
 
         Raises:
             ValueError: before `fit`; non-finite targets (named); a kernel matrix that is not
@@ -204,8 +215,10 @@ class Attributor:
             return scores
         best = TopK(torch.empty((num_targets, 0)), torch.empty((num_targets, 0), dtype=torch.int64))
         for start, features, weight in self._shards(num_train):
-            found = targets.top_k(features, weight, min(top_k, len(weight)))
-            best = scoring.merge_top_k(best, TopK(found.values, found.indices + start), top_k)
+            found = targets.top_k(features, weight, min(top_k, len(weight)), largest)
+            best = scoring.merge_top_k(
+                best, TopK(found.values, found.indices + start), top_k, largest
+            )
         return best
 
     def self_influence(self) -> Tensor:

@@ -78,7 +78,7 @@ class Checkpoints:
         return self._complete(name, loaded)
 
     def _complete(self, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return a checked state with every name of the model's; tied names stand for each other."""
+        """Return a checked state of all the model's names; tied names stand for each other."""
         expected = self._model.state_dict()
         first_name: dict[int, str] = {}
         tied: dict[str, list[str]] = {}

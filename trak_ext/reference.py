@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .normal_table import NORMAL_TABLE
+
 LAW_VERSION = 1
 
 Array = npt.NDArray[Any]
@@ -64,6 +66,55 @@ def rademacher_matrix(params: Array, columns: Array, seed: int, model_id: int) -
     return np.where(bits == 1, np.float32(1), np.float32(-1))
 
 
+def normal_entries(words: Array) -> Array:
+    """Return one standard normal, rounded to bf16, for each 32-bit word: fp32 of their shape.
+
+    x = v P(f) with w = word | 1 as a signed number, v = float(w), f = float(2**31 - |w|) and P the
+    cubic of f's half octave (csrc/law.md).
+    """
+    w = (np.asarray(words).astype(np.uint32) | np.uint32(1)).view(np.int32)
+    tail = (np.int64(2**31) - np.abs(w.astype(np.int64))).astype(np.int32)
+    f = tail.astype(np.float32)
+    c = NORMAL_TABLE[(f.view(np.uint32) >> np.uint32(22)).astype(np.int64) - 254]
+    p = _fma(_fma(_fma(c[..., 3], f, c[..., 2]), f, c[..., 1]), f, c[..., 0])
+    return _round_to_bf16(w.astype(np.float32) * p)
+
+
+def _fma(a: Array, b: Array, c: Array) -> Array:
+    """Return a * b + c in fp32, rounded once, which NumPy does not offer.
+
+    The product is exact in fp64. The sum is rounded to odd there, its error being known exactly
+    (Knuth's two-sum), and a number rounded to odd at 53 bits rounds to 24 bits as the exact sum
+    would (Boldo and Melquiond 2008).
+    """
+    product = a.astype(np.float64) * b.astype(np.float64)
+    addend = c.astype(np.float64)
+    total = product + addend
+    back = total - product
+    error = (product - (total - back)) + (addend - back)
+    bits = total.view(np.int64).copy()
+    to_odd = (error != 0) & (bits & 1 == 0)
+    bits[to_odd] += np.where((error > 0) == (total > 0), 1, -1)[to_odd]
+    result: Array = bits.view(np.float64).astype(np.float32)
+    return result
+
+
+def _round_to_bf16(values: Array) -> Array:
+    """Return the nearest bf16 values, ties to even, as fp32."""
+    bits = values.view(np.uint32)
+    bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def normal_matrix(params: Array, columns: Array, seed: int, model_id: int) -> Array:
+    """Return normal entries for parameter numbers and column numbers: fp32 [P, k]."""
+    params = np.asarray(params, dtype=np.uint64)
+    blocks, inverse = np.unique(params >> np.uint64(2), return_inverse=True)
+    words = block_words(blocks, columns, seed, model_id)
+    own = (params & np.uint64(3)).astype(np.int64)
+    return normal_entries(words[inverse, :, :][np.arange(len(params)), :, own])
+
+
 def projection_matrix(
     num_params: int,
     proj_dim: int,
@@ -76,7 +127,7 @@ def projection_matrix(
     """Return rows param_offset .. param_offset + num_params - 1 of R: fp32 [num_params, k]."""
     params = np.arange(num_params, dtype=np.uint64) + np.uint64(param_offset)
     columns = np.arange(proj_dim, dtype=np.uint64)
-    make = {"rademacher": rademacher_matrix, "normal": rademacher_matrix}[kind]
+    make = {"rademacher": rademacher_matrix, "normal": normal_matrix}[kind]
     return make(params, columns, seed, model_id)
 
 

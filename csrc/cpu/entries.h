@@ -37,19 +37,27 @@ TRAK_EXT_OUT_OF_LINE void fill_rademacher(const KeySchedule& keys, uint64_t chun
   }
 }
 
+// In two passes, words first and then entries in their place, since both at once need more
+// registers than there are.
 TRAK_EXT_OUT_OF_LINE void fill_normal(const KeySchedule& keys, uint64_t chunk, int begin, int end,
-                                 uint32_t first_column, EntryTile& tile) {
+                                      uint32_t first_column, EntryTile& tile) {
   constexpr int kBlockParams = 1 << kNormalBlockLog2;
-  for (int block = begin / kBlockParams; block * kBlockParams < end; ++block) {
+  const int first_block = begin / kBlockParams;
+  const int last_block = (end - 1) / kBlockParams;
+  for (int block = first_block; block <= last_block; ++block) {
     VecU words[4][kColumnVectors];
     philox_tile(keys, chunk * (kChunkParams / kBlockParams) + static_cast<uint64_t>(block),
                 first_column, words);
-    for (int v = 0; v < kColumnVectors; ++v) {
-      for (int i = 0; i < kBlockParams; ++i) {
-        store(&tile.value[block * kBlockParams + i][v * kLanes<float>],
-              normal_from_word(words[i][v]));
+    for (int i = 0; i < kBlockParams; ++i) {
+      for (int v = 0; v < kColumnVectors; ++v) {
+        store(&tile.value[block * kBlockParams + i][v * kLanes<float>], words[i][v]);
       }
     }
+  }
+  float* const last = tile.value[(last_block + 1) * kBlockParams - 1] + kTileColumns;
+  for (float* entry = tile.value[first_block * kBlockParams]; entry < last;
+       entry += kLanes<float>) {
+    store(entry, normal_from_word(load<VecU>(entry)));
   }
 }
 

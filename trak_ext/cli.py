@@ -1,0 +1,57 @@
+"""The command `trak-ext`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .runtime import build_info
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status (0, or 1 with one sentence on stderr)."""
+    parser = argparse.ArgumentParser(
+        prog="trak-ext", description="Which training examples made the model say this?"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="print versions, CPU level, CUDA build and devices")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    demo = commands.add_parser(
+        "demo", help="train on digits, attribute, compare with retraining, draw a picture"
+    )
+    demo.add_argument("--out", type=Path, required=True, help="folder for the results")
+    demo.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "info":
+            print_info(options.json)
+        else:
+            from .demo.run import run
+
+            run(options.out, seed=options.seed, progress=not options.quiet)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"trak-ext {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_info(as_json: bool) -> None:
+    """Print build_info() for people, or as JSON."""
+    information = build_info()
+    if as_json:
+        print(json.dumps(information, indent=2))
+        return
+    devices = information.pop("cuda_devices")
+    for key, value in information.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        print(f"{key.replace('_', ' '):<20}{text}")
+    names = [
+        f"{device['name']} (sm_{device['compute_capability']}, "
+        f"{device['memory_bytes'] / 2**30:.0f} GiB)"
+        for device in devices
+    ]
+    print(f"{'cuda devices':<20}{', '.join(names) or 'none'}")

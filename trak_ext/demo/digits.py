@@ -1,0 +1,337 @@
+"""The offline experiment: scikit-learn digits, a small MLP, and subset models trained side by side.
+
+It exists so that attribution quality can be measured anywhere in seconds, without a download: the
+images come inside scikit-learn, and `train_models` trains hundreds of networks at once by stacking
+their parameters along a leading axis and mapping one training step over it (`torch.func.vmap`).
+
+Nothing here is needed for attribution itself; scikit-learn is imported where used and comes with
+``pip install trak-ext[demo]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+from tqdm import tqdm
+
+from ..tasks import classification_output
+
+__all__ = [
+    "DigitsSplit",
+    "load_digits_split",
+    "make_model",
+    "model_outputs",
+    "subset_masks",
+    "train_models",
+    "unstack_states",
+]
+
+IMAGE_SIDE = 8  # pixels
+NUM_PIXELS = IMAGE_SIDE * IMAGE_SIDE
+NUM_CLASSES = 10
+NUM_HIDDEN = 64
+MAX_INTENSITY = 16.0  # the data set's pixels are counts 0..16
+
+
+class DigitsSplit(NamedTuple):
+    """Training and held-out digits; inputs are intensities in [0, 1] less `mean`, fp32."""
+
+    train_inputs: Tensor  # [n, 64]
+    train_labels: Tensor  # [n], int64 in 0..9
+    test_inputs: Tensor  # [t, 64]
+    test_labels: Tensor  # [t], int64 in 0..9
+    mean: Tensor  # [64], the training set's mean intensity of each pixel
+
+    def images(self, inputs: Tensor) -> Tensor:
+        """Undo the centring: inputs [b, 64] to pictures [b, 8, 8] with intensities in [0, 1]."""
+        return (inputs + self.mean).clamp(0.0, 1.0).reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+
+
+def load_digits_split(num_train: int = 1200, num_test: int = 300, *, seed: int = 0) -> DigitsSplit:
+    """Draw disjoint training and test sets from scikit-learn's 1,797 digits.
+
+    Args:
+        num_train: training samples n, at least 1.
+        num_test: held-out samples t, at least 0; n + t is at most 1,797.
+        seed: of the shuffle that makes the split; the same seed gives the same split.
+
+    Returns:
+        A `DigitsSplit`; pixels are divided by 16 and centred by the training set's mean.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: more samples are asked for than there are.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "load_digits_split: expected scikit-learn, which `pip install trak-ext[demo]` brings, "
+            f"got {error}"
+        ) from error
+
+    pixels, digits = load_digits(return_X_y=True)
+    if num_train < 1 or num_test < 0 or num_train + num_test > len(pixels):
+        raise ValueError(
+            f"num_train and num_test: expected num_train >= 1, num_test >= 0 and a sum of at most "
+            f"{len(pixels)}, got {num_train} and {num_test}"
+        )
+    order = torch.randperm(len(pixels), generator=_generator(seed))
+    inputs = torch.from_numpy(pixels).float().div(MAX_INTENSITY)[order]
+    labels = torch.from_numpy(digits).long()[order]
+    mean = inputs[:num_train].mean(0)
+    inputs = inputs - mean
+    test = slice(num_train, num_train + num_test)
+    return DigitsSplit(inputs[:num_train], labels[:num_train], inputs[test], labels[test], mean)
+
+
+def make_model() -> nn.Module:
+    """A multilayer perceptron 64-64-10 with a ReLU, initialised from torch's global generator."""
+    return nn.Sequential(
+        nn.Linear(NUM_PIXELS, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, NUM_CLASSES)
+    )
+
+
+def subset_masks(num_subsets: int, num_train: int, *, alpha: float = 0.5, seed: int = 0) -> Tensor:
+    """Draw random training subsets of equal size.
+
+    Args:
+        num_subsets: m, at least 0.
+        num_train: n, at least 0.
+        alpha: share of the training set in each subset, in [0, 1]; the size is round(alpha · n).
+        seed: of the draw.
+
+    Returns:
+        Masks [m, n], bool, each row with exactly round(alpha · n) ones.
+        `masks.nonzero()[:, 1].view(m, -1)` are the index lists that `train_models` takes.
+
+    Raises:
+        ValueError: a negative count, or alpha outside [0, 1].
+    """
+    if num_subsets < 0 or num_train < 0:
+        raise ValueError(
+            f"num_subsets and num_train: expected counts >= 0, got {num_subsets} and {num_train}"
+        )
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
+    generator = _generator(seed)
+    masks = torch.zeros(num_subsets, num_train, dtype=torch.bool)
+    for row in masks:
+        row[torch.randperm(num_train, generator=generator)[: round(alpha * num_train)]] = True
+    return masks
+
+
+def train_models(
+    inputs: Tensor,
+    labels: Tensor,
+    subsets: Tensor,
+    seeds: Sequence[int],
+    *,
+    model_factory: Callable[[], nn.Module] = make_model,
+    epochs: int = 30,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-3,
+    models_at_once: int = 64,
+    progress: bool = False,
+    description: str = "training",
+) -> dict[str, Tensor]:
+    """Train one model per row of `subsets`, many at once, by stochastic gradient descent.
+
+    Each model minimises the mean cross-entropy on its own samples with torch.optim.SGD's update
+    (v ← momentum · v + gradient + weight_decay · θ; θ ← θ − lr_s · v) and a cosine schedule over
+    the S steps, lr_s = lr · (1 + cos(π s / S)) / 2. Its seed decides its initial parameters and the
+    order of its samples, so a model depends on its subset and its seed and not on its neighbours
+    (to rounding: the shape of a batched product may change last bits).
+
+    Args:
+        inputs: [n, d], floating point.
+        labels: [n], int64 class indices.
+        subsets: [num_models, s], int64 indices into the n samples, one row a model; with s = 0
+            the models stay as initialised.
+        seeds: one a model.
+        model_factory: makes an untrained model from torch's global generator (whose state is kept).
+        epochs: passes over the subset.
+        batch_size: samples a step; an epoch's last batch holds what is left.
+        lr: peak learning rate.
+        momentum: of the velocity v.
+        weight_decay: coefficient of the added θ.
+        models_at_once: models stepped together; bounds memory and keeps their state in cache.
+        progress: show a bar of models · epochs with tqdm.
+        description: the bar's label.
+
+    Returns:
+        Stacked parameters: name → [num_models, *shape], detached. `unstack_states` splits them.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or indices outside the n samples.
+    """
+    _check_samples(inputs, labels)
+    if subsets.ndim != 2 or subsets.dtype != torch.int64:
+        raise ValueError(
+            f"subsets: expected int64 indices [num_models, s], got {subsets.dtype} "
+            f"{list(subsets.shape)}"
+        )
+    if subsets.numel() and not 0 <= int(subsets.min()) <= int(subsets.max()) < len(inputs):
+        raise ValueError(
+            f"subsets: expected indices in 0..{len(inputs) - 1}, got {int(subsets.min())}.."
+            f"{int(subsets.max())}"
+        )
+    if len(subsets) == 0 or len(seeds) != len(subsets):
+        raise ValueError(
+            f"seeds: expected at least one and one a row of subsets ({len(subsets)}), got "
+            f"{len(seeds)}"
+        )
+    for name, value in (("batch_size", batch_size), ("models_at_once", models_at_once)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+    num_steps = epochs * math.ceil(subsets.shape[1] / batch_size)
+    schedule = [0.5 * lr * (1.0 + math.cos(math.pi * s / num_steps)) for s in range(num_steps)]
+    bar = tqdm(total=len(subsets) * epochs, desc=description, unit=" epochs", disable=not progress)
+    chunks = []
+    for start in range(0, len(subsets), models_at_once):
+        chosen = slice(start, start + models_at_once)
+        chunks.append(
+            _train_chunk(
+                inputs, labels, subsets[chosen], seeds[chosen], model_factory, epochs, batch_size,
+                schedule, momentum, weight_decay, bar,
+            )
+        )  # fmt: skip
+    bar.close()
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def unstack_states(states: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Split stacked parameters, name → [num_models, *shape], into a state dict for each model."""
+    num_models = _num_models(states)
+    return [{name: value[i].clone() for name, value in states.items()} for i in range(num_models)]
+
+
+def model_outputs(
+    states: Mapping[str, Tensor],
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    model_factory: Callable[[], nn.Module] = make_model,
+) -> Tensor:
+    """The classification output f = log(p_y / (1 − p_y)) of every model on every sample.
+
+    See `trak_ext.tasks.classification_output`.
+
+    Args:
+        states: stacked parameters, name → [num_models, *shape], as `train_models` returns them.
+        inputs: [t, d].
+        labels: [t], int64.
+        model_factory: makes a model of the states' architecture.
+
+    Returns:
+        Outputs [num_models, t] in the parameters' dtype.
+
+    Raises:
+        ValueError: inputs and labels that do not fit each other, or states of unequal lengths.
+    """
+    _check_samples(inputs, labels)
+    _num_models(states)
+    model = _meta_model(model_factory)
+    with torch.no_grad():
+        outputs: Tensor = vmap(
+            lambda state: (
+                classification_output(functional_call(model, state, (inputs,)), labels).output
+            )
+        )(dict(states))
+    return outputs
+
+
+def _train_chunk(
+    inputs: Tensor,
+    labels: Tensor,
+    subsets: Tensor,  # [c, s]
+    seeds: Sequence[int],
+    model_factory: Callable[[], nn.Module],
+    epochs: int,
+    batch_size: int,
+    schedule: Sequence[float],
+    momentum: float,
+    weight_decay: float,
+    bar: tqdm,
+) -> dict[str, Tensor]:
+    """Train c models in step with each other; see `train_models`."""
+    parameters = _initial_parameters(model_factory, seeds)
+    model = _meta_model(model_factory)
+
+    def loss(parameters: dict[str, Tensor], batch: Tensor, targets: Tensor) -> Tensor:
+        logits = functional_call(model, parameters, (batch,))
+        return nn.functional.cross_entropy(logits, targets)
+
+    gradients = vmap(grad(loss))
+    velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    generators = [_generator(seed) for seed in seeds]
+    rates = iter(schedule)
+    for _ in range(epochs):
+        shuffles = [torch.randperm(subsets.shape[1], generator=g) for g in generators]
+        order = subsets.gather(1, torch.stack(shuffles))  # [c, s]
+        for index in order.split(batch_size, dim=1):  # [c, b]
+            if index.shape[1] == 0:  # an empty subset: the mean loss would be NaN
+                continue
+            rate = next(rates)
+            step = gradients(parameters, inputs[index], labels[index])
+            for name, value in parameters.items():
+                v = velocity[name].mul_(momentum).add_(step[name]).add_(value, alpha=weight_decay)
+                value.sub_(v, alpha=rate)
+        bar.update(len(subsets))
+    return parameters
+
+
+def _initial_parameters(
+    model_factory: Callable[[], nn.Module], seeds: Sequence[int]
+) -> dict[str, Tensor]:
+    """One freshly seeded model a seed, stacked: name → [len(seeds), *shape]."""
+    models = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            models.append(model_factory())
+    parameters, buffers = stack_module_state(models)
+    if buffers:
+        raise ValueError(f"model_factory: expected a model without buffers, got {sorted(buffers)}")
+    return {name: value.detach().clone() for name, value in parameters.items()}
+
+
+def _meta_model(model_factory: Callable[[], nn.Module]) -> nn.Module:
+    """The architecture alone, for `functional_call`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return model_factory().to("meta")
+
+
+def _check_samples(inputs: Tensor, labels: Tensor) -> None:
+    if inputs.ndim != 2 or not inputs.is_floating_point():
+        raise ValueError(
+            f"inputs: expected a floating-point tensor [n, d], got {inputs.dtype} "
+            f"{list(inputs.shape)}"
+        )
+    if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels: expected int64 [{len(inputs)}], one an input, got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+
+
+def _num_models(states: Mapping[str, Tensor]) -> int:
+    lengths = {len(value) for value in states.values()}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"states: expected parameters stacked along a leading axis of one length, got lengths "
+            f"{sorted(lengths)}"
+        )
+    return lengths.pop()
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
