@@ -22,8 +22,8 @@ struct EntryTile {
 };
 
 // Rows [begin, end) of the tile are made (a few neighbours may be, too).
-TRAK_EXT_OUT_OF_LINE void fill_rademacher(const KeySchedule& keys, uint64_t chunk, int begin, int end,
-                                     uint32_t first_column, EntryTile& tile) {
+TRAK_EXT_OUT_OF_LINE void fill_rademacher(const KeySchedule& keys, uint64_t chunk, int begin,
+                                          int end, uint32_t first_column, EntryTile& tile) {
   VecU words[4][kColumnVectors];
   philox_tile(keys, chunk, first_column, words);
   for (int word = begin / 32; word * 32 < end; ++word) {

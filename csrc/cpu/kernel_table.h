@@ -20,8 +20,8 @@ struct ScoringKernels {
 
 struct KernelTable {
   const char* name;
-  int64_t tile_columns;      // columns made together
-  int64_t tile_rows_max;     // rows and columns of an output tile at most
+  int64_t tile_columns;   // columns made together
+  int64_t tile_rows_max;  // rows and columns of an output tile at most
   int64_t tile_columns_max;
   int64_t workspace_bytes;  // a running thread
   void (*project_tile)(const ProjectionProblem& problem, const OutputTile& tile, void* workspace);

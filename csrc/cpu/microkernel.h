@@ -14,7 +14,7 @@ constexpr int kMicroColumns = 2 * kLanes<T>;
 
 template <class T, int kRows>
 TRAK_EXT_OUT_OF_LINE void multiply_tile(const T* left, int64_t left_stride, const T* right,
-                                   int64_t depth, T* acc, int64_t acc_stride) {
+                                        int64_t depth, T* acc, int64_t acc_stride) {
   using V = Vec<T>;
   V sum[kRows][2] = {};
   for (int64_t d = 0; d < depth; ++d) {
@@ -47,11 +47,11 @@ void multiply_rows(const T* left, int64_t left_stride, int64_t rows, const T* ri
   const T* rest = left + i * left_stride;
   T* rest_acc = acc + i * acc_stride;
   switch (rows - i) {
-#define TRAK_EXT_REST(N)                                                                    \
-  case N:                                                                                   \
-    if constexpr (N < kMicroRows) {                                                         \
-      multiply_tile<T, N>(rest, left_stride, right, depth, rest_acc, acc_stride);           \
-    }                                                                                       \
+#define TRAK_EXT_REST(N)                                                          \
+  case N:                                                                         \
+    if constexpr (N < kMicroRows) {                                               \
+      multiply_tile<T, N>(rest, left_stride, right, depth, rest_acc, acc_stride); \
+    }                                                                             \
     break;
     TRAK_EXT_REST(1)
     TRAK_EXT_REST(2)

@@ -7,9 +7,9 @@
 namespace trak_ext {
 namespace {
 
-constexpr int kColumnVectors = 2;                                // VecF a column tile
-constexpr int kTileColumns = kColumnVectors * kLanes<float>;     // columns a tile
-constexpr int kPhiloxChains = kTileColumns * 8 / kVectorBytes;   // VecQ a tile
+constexpr int kColumnVectors = 2;                               // VecF a column tile
+constexpr int kTileColumns = kColumnVectors * kLanes<float>;    // columns a tile
+constexpr int kPhiloxChains = kTileColumns * 8 / kVectorBytes;  // VecQ a tile
 
 // Round keys are the same for every block, so they are made once a call.
 struct KeySchedule {

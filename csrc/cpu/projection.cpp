@@ -37,8 +37,8 @@ void project(const ProjectionProblem& problem, int num_threads) {
   // Wide enough that a chunk's gradients, packed once a tile, serve many columns; narrow enough
   // that every thread has some.
   const int64_t share = ceil_div(problem.proj_dim, threads);
-  const int64_t tile_columns = std::min(
-      table.tile_columns_max, ceil_div(share, table.tile_columns) * table.tile_columns);
+  const int64_t tile_columns =
+      std::min(table.tile_columns_max, ceil_div(share, table.tile_columns) * table.tile_columns);
   const int64_t tile_rows = table.tile_rows_max;
   const int64_t column_tiles = ceil_div(problem.proj_dim, tile_columns);
   const int64_t row_tiles = ceil_div(problem.rows, tile_rows);

@@ -49,15 +49,16 @@ void score_block(const ScoringProblem<T>& problem, const T* packed, int64_t row_
       const int64_t left = problem.proj_dim - d;
       const int64_t depth = left < kScoreDepth ? left : kScoreDepth;
       for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-        const T* slab =
-            packed + ((tile * problem.num_checkpoints + m) * problem.proj_dim + d) * kMicroColumns<T>;
+        const T* slab = packed + ((tile * problem.num_checkpoints + m) * problem.proj_dim + d) *
+                                     kMicroColumns<T>;
         multiply_rows<T>(features + d, stride, rows, slab, depth,
                          partial + (tile - tile_begin) * kMicroColumns<T>, kScoreTargets);
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
-      const V scale = broadcast(
-          problem.coefficients ? problem.coefficients[m * problem.num_train + row_begin + i] : T{1});
+      const V scale = broadcast(problem.coefficients
+                                    ? problem.coefficients[m * problem.num_train + row_begin + i]
+                                    : T{1});
       for (int64_t j = 0; j < columns; j += kLanes<T>) {
         T* cell = block + i * kScoreTargets + j;
         store(cell, load<V>(cell) + scale * load<V>(partial + i * kScoreTargets + j));

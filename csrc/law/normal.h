@@ -7,8 +7,8 @@
 //
 // rounded to the nearest bf16, ties to even. Working with the two integers rather than with v and
 // 1 - v keeps full relative precision at both ends: near x = 0, where v is small, and in the tail,
-// where f is small. The lowest bit is set so that every w is odd: w and -w pair up, n is never 0 and
-// w never -2^31. No value is a denormal, so flushing them to zero changes nothing. The largest
+// where f is small. The lowest bit is set so that every w is odd: w and -w pair up, n is never 0
+// and w never -2^31. No value is a denormal, so flushing them to zero changes nothing. The largest
 // magnitude is 6.21875.
 #pragma once
 

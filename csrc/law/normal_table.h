@@ -1,9 +1,9 @@
 // The constants of the normal law: a cubic for each half octave of the tail count f (see normal.h).
 //
-// Row r serves f in [2^e, 1.5 * 2^e) if r = 2e and [1.5 * 2^e, 2^(e+1)) if r = 2e + 1; terms c0, c1,
-// c2, c3 of P(f), the lowest power first. Rows carry the 2^-31 of v and the power of two that scales
-// f to its octave. Row 61 is a quadratic because its cubic term would be a denormal; of row 62 only
-// f = 2^31 is reached (the conversion can round up to it), of row 63 nothing.
+// Row r serves f in [2^e, 1.5 * 2^e) if r = 2e and [1.5 * 2^e, 2^(e+1)) if r = 2e + 1; terms c0,
+// c1, c2, c3 of P(f), the lowest power first. Rows carry the 2^-31 of v and the power of two that
+// scales f to its octave. Row 61 is a quadratic because its cubic term would be a denormal; of row
+// 62 only f = 2^31 is reached (the conversion can round up to it), of row 63 nothing.
 #pragma once
 
 namespace trak_ext {

@@ -1,0 +1,46 @@
+"""The command line, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trak_ext
+from trak_ext import cli
+
+
+def test_info_prints_what_is_there(capsys):
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    info = trak_ext.build_info()
+    for expected in (trak_ext.__version__, info["cpu_level"], info["torch"], "cuda", "threads"):
+        assert expected in printed
+
+
+def test_info_as_json(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == trak_ext.build_info()
+
+
+def test_the_installed_command_runs():
+    command = Path(sys.executable).with_name("trak-ext")
+    run = subprocess.run([command, "info"], capture_output=True, text=True, check=True)
+    assert "cpu level" in run.stdout
+
+
+def test_errors_are_one_sentence_on_stderr(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path / "file" / "folder"), "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("trak-ext demo: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_unknown_commands_are_refused():
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["attribute"])
+    assert stop.value.code == 2

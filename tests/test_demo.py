@@ -1,0 +1,41 @@
+"""The demonstration end to end, with the accuracy that it must reach."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from trak_ext import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    assert cli.main(["demo", "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def test_accuracy(folder):
+    lds = json.loads((folder / "results.json").read_text())["lds"]
+    assert set(lds) == {"trak_m1", "trak_m10", "grad_dot", "random"}
+    assert lds["trak_m1"] >= 0.50
+    assert lds["trak_m10"] >= 0.64
+    assert lds["trak_m10"] - lds["grad_dot"] >= 0.18
+    assert abs(lds["random"]) <= 0.04
+
+
+def test_results_tell_how_they_came_about(folder):
+    results = json.loads((folder / "results.json").read_text())
+    assert all(seconds >= 0 for seconds in results["seconds"].values())
+    assert {"train_subsets", "fit_trak_m10", "attribute_trak_m10"} <= set(results["seconds"])
+    assert results["build"]["cpu_level"] in results["build"]["cpu_levels"]
+    assert results["settings"]["test_accuracy"] > 0.9
+
+
+def test_picture(folder):
+    with Image.open(folder / "attributions.png") as picture:
+        assert min(picture.size) > 800
+        colours = picture.convert("RGB").getcolors(maxcolors=2**24)
+    assert len(colours) > 50
