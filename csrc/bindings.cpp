@@ -61,20 +61,21 @@ void bind_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t 
 // A scoring problem with the storage its pointers need.
 template <class T>
 struct OwnedScoringProblem {
-  std::vector<const T*> features;
+  std::vector<const void*> features;
   std::vector<int64_t> row_strides;
   ScoringProblem<T> problem;
 
   OwnedScoringProblem(const std::vector<uintptr_t>& addresses, std::vector<int64_t> strides,
-                      int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                      uintptr_t coefficients, uintptr_t weights)
+                      int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                      uintptr_t solved, uintptr_t coefficients, uintptr_t weights)
       : row_strides(std::move(strides)) {
-    for (uintptr_t address : addresses) features.push_back(at<const T>(address));
+    for (uintptr_t address : addresses) features.push_back(at<const void>(address));
     problem = {static_cast<int64_t>(features.size()),
                num_train,
                num_targets,
                proj_dim,
                features.data(),
+               static_cast<DType>(dtype),
                row_strides.data(),
                at<const T>(solved),
                at<const T>(coefficients),
@@ -85,21 +86,22 @@ struct OwnedScoringProblem {
 
 template <class T>
 void bind_score(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
-                int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                uintptr_t coefficients, uintptr_t weights, uintptr_t out, int num_threads) {
+                int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                uintptr_t solved, uintptr_t coefficients, uintptr_t weights, uintptr_t out,
+                int num_threads) {
   py::gil_scoped_release release;
-  const OwnedScoringProblem<T> owned(features, row_strides, num_train, num_targets, proj_dim,
+  const OwnedScoringProblem<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
                                      solved, coefficients, weights);
   score(owned.problem, at<T>(out), num_threads);
 }
 
 template <class T>
 bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
-                int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                uintptr_t coefficients, uintptr_t weights, int64_t count, uintptr_t values,
-                uintptr_t indices, int num_threads) {
+                int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                uintptr_t solved, uintptr_t coefficients, uintptr_t weights, int64_t count,
+                uintptr_t values, uintptr_t indices, int num_threads) {
   py::gil_scoped_release release;
-  const OwnedScoringProblem<T> owned(features, row_strides, num_train, num_targets, proj_dim,
+  const OwnedScoringProblem<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
                                      solved, coefficients, weights);
   return top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), num_threads);
 }

@@ -27,6 +27,7 @@ def fill_matrix(
 def score_float(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -39,6 +40,7 @@ def score_float(
 def score_double(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -51,6 +53,7 @@ def score_double(
 def top_k_float(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -65,6 +68,7 @@ def top_k_float(
 def top_k_double(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,

@@ -17,7 +17,7 @@ from .runtime import get_num_threads
 
 KINDS = {"rademacher": 0, "normal": 1}
 PRECISIONS = ("medium", "high", "highest")
-_DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def project_(
     views = []
     for grad in grads:
         params = grad.shape[1]
-        code = _DTYPE_CODES[grad.dtype]
+        code = DTYPE_CODES[grad.dtype]
         views.append((grad.data_ptr(), code, params, grad.stride(0), grad.stride(1), param_offset))
         param_offset += params
     _C.project(

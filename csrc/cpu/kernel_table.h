@@ -6,16 +6,29 @@
 
 namespace trak_ext {
 
-// Training samples and targets a scoring block.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Training samples and targets of a scoring block, and the depth of the slice of packed targets
+// that stays in the first cache while the block's samples pass by.
 constexpr int64_t kScoreRows = 48;
 constexpr int64_t kScoreTargets = 512;
+constexpr int64_t kScoreDepth = 256;
+
+// What one running thread needs.
+template <class T>
+struct ScoreScratch {
+  alignas(64) T block[kScoreRows][kScoreTargets];    // the finished scores
+  alignas(64) T partial[kScoreRows][kScoreTargets];  // one checkpoint's inner products
+  alignas(64) T features[kScoreRows][kScoreDepth];   // a slice of them, packed
+};
 
 template <class T>
 struct ScoringKernels {
   int64_t tile_targets;  // targets a packed tile
   void (*pack_targets)(const ScoringProblem<T>& problem, T* packed);
   void (*score_block)(const ScoringProblem<T>& problem, const T* packed, int64_t row_begin,
-                      int64_t row_end, int64_t tile_begin, int64_t tile_end, T* block, T* partial);
+                      int64_t row_end, int64_t tile_begin, int64_t tile_end,
+                      ScoreScratch<T>& scratch);
 };
 
 struct KernelTable {

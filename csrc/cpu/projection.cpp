@@ -18,8 +18,6 @@ int threads_for(double multiply_adds, int num_threads) {
   return std::max(1, std::min(num_threads, static_cast<int>(useful)));
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 void project(const ProjectionProblem& problem, int num_threads) {
@@ -39,8 +37,9 @@ void project(const ProjectionProblem& problem, int num_threads) {
   const int64_t share = ceil_div(problem.proj_dim, threads);
   const int64_t tile_columns =
       std::min(table.tile_columns_max, ceil_div(share, table.tile_columns) * table.tile_columns);
-  const int64_t tile_rows = table.tile_rows_max;
   const int64_t column_tiles = ceil_div(problem.proj_dim, tile_columns);
+  // Entries are made anew for every row tile: as few as can be, and of one size.
+  const int64_t tile_rows = ceil_div(problem.rows, ceil_div(problem.rows, table.tile_rows_max));
   const int64_t row_tiles = ceil_div(problem.rows, tile_rows);
 
   std::vector<AlignedBuffer> workspaces;

@@ -4,10 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace trak_ext {
 
 enum class Kind : int { kRademacher = 0, kNormal = 1 };
-enum class DType : int { kFloat64 = 0, kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // The law's arguments: matrix entry (p, j) is a function of these, p and j alone.
 struct MatrixLaw {

@@ -9,8 +9,8 @@
 namespace trak_ext {
 namespace {
 
-constexpr int64_t kTileRowsMax = 64;
-constexpr int64_t kTileColumnsMax = 512;
+constexpr int64_t kTileRowsMax = 128;
+constexpr int64_t kTileColumnsMax = 256;
 static_assert(kTileColumnsMax % kTileColumns == 0);
 static_assert(kMicroColumns<float> == kTileColumns);
 
@@ -56,8 +56,8 @@ TRAK_EXT_INLINE void project_tensor(const ProjectionProblem& problem, const KeyS
         chunk == last_chunk ? static_cast<int>(last_param % kChunkParams) + 1 : kChunkParams;
     const int64_t param_begin =
         static_cast<int64_t>(chunk * kChunkParams + static_cast<uint64_t>(begin) - first_param);
-    pack_gradients(grads, tile.row_begin, rows, param_begin, end - begin, work.packed[0],
-                   kChunkParams);
+    pack_as_float({grads.data, grads.dtype, grads.row_stride, grads.param_stride}, tile.row_begin,
+                  rows, param_begin, end - begin, work.packed[0], kChunkParams);
     for (int64_t j = 0; j < padded_columns; j += kTileColumns) {
       fill_entries(problem.law.kind, keys, chunk, begin, end,
                    static_cast<uint32_t>(tile.column_begin + j), work.entries);
