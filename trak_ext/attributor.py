@@ -96,11 +96,12 @@ class Attributor:
         loaders.check_loader("train_loader", train_loader, len(self._checkpoints))
         self._store.open(self._settings(), create=True)
         digests: list[str] | None = None
-        for m in range(len(self._checkpoints)):
-            digests = self._fit_checkpoint(m, train_loader, digests)
+        with self._bar("fit", train_loader) as bar:
+            for m in range(len(self._checkpoints)):
+                digests = self._fit_checkpoint(m, train_loader, digests, bar)
 
     def _fit_checkpoint(
-        self, m: int, loader: Iterable[Any], expected: list[str] | None
+        self, m: int, loader: Iterable[Any], expected: list[str] | None, bar: tqdm
     ) -> list[str]:
         """Fit one checkpoint; return the digests of the shards' data, compared with `expected`."""
         weights = self._checkpoints.load(m, self.device)
@@ -117,7 +118,7 @@ class Attributor:
             if finished is None:
                 kernel.add(done.features)
 
-        for start, stop, batch in self._segments(loader, rows, f"fit checkpoint {m}"):
+        for start, stop, batch in loaders.segments(loader, self.device, rows):
             if expected is not None and start // rows >= len(expected):
                 raise _changed_data(start, stop)
             if finished is not None and stop > finished[1]:
@@ -130,6 +131,7 @@ class Attributor:
                     shard.append(part, self._project(part, m))
             count = stop
             shard.stop = stop
+            bar.update(stop - start)
             if stop % rows == 0:
                 close_shard()
         if count % rows:
@@ -192,22 +194,9 @@ class Attributor:
         num_train = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, num_train)
-        solved: list[Tensor] = []
-        for m in range(len(self._checkpoints)):
-            phi = self._target_features(m, test_loader)
-            if solved and phi.shape[0] != solved[0].shape[0]:
-                raise ValueError(
-                    f"test_loader: expected {solved[0].shape[0]} samples in every pass, "
-                    f"got {phi.shape[0]}"
-                )
-            factor = self._factor(m) if num_train else None
-            solved.append(
-                phi.double()
-                if factor is None
-                else scoring.solve_targets(factor, phi) / len(self._checkpoints)
-            )
-        targets = scoring.SolvedTargets(torch.stack(solved), torch.float32)
-        num_targets = solved[0].shape[0]
+        solved = self._solve_targets(test_loader, num_train)
+        num_targets = solved.shape[1]
+        targets = scoring.SolvedTargets(solved, torch.float32)
         if top_k is None:
             scores = torch.empty((num_train, num_targets))
             for start, features, weight in self._shards(num_train):
@@ -280,6 +269,22 @@ class Attributor:
             raise StoreError(f"store: expected one number of samples, got {counts} by checkpoint")
         return counts[0]
 
+    def _solve_targets(self, test_loader: Iterable[Any], num_train: int) -> Tensor:
+        """Return K_m^-1 phi_m(z) / M of every checkpoint and target: fp64 [M, t, k]."""
+        solved: list[Tensor] = []
+        with self._bar("targets", test_loader) as bar:
+            for m in range(len(self._checkpoints)):
+                features = self._target_features(m, test_loader, bar)
+                if solved and features.shape[0] != solved[0].shape[0]:
+                    raise ValueError(
+                        f"test_loader: expected {solved[0].shape[0]} samples in every pass, "
+                        f"got {features.shape[0]}"
+                    )
+                if num_train:  # without samples there is no kernel matrix, nor a score to make
+                    features = scoring.solve_targets(self._factor(m), features)
+                solved.append(features.double() / len(self._checkpoints))
+        return torch.stack(solved)
+
     def _factor(self, m: int) -> Tensor:
         kernel = self._store.read_kernel(m)
         assert kernel is not None, "_open_fitted() comes first"
@@ -304,13 +309,11 @@ class Attributor:
                 weight += shard.weight.double() / len(chosen)
             yield start, features, weight
 
-    def _segments(
-        self, loader: Iterable[Any], boundary: int, label: str
-    ) -> Iterator[tuple[int, int, Any]]:
-        with tqdm(desc=label, unit=" samples", disable=not self._progress) as bar:
-            for start, stop, batch in loaders.segments(loader, self.device, boundary):
-                yield start, stop, batch
-                bar.update(stop - start)
+    def _bar(self, label: str, loader: Iterable[Any]) -> tqdm:
+        """Return a progress bar over all samples of all checkpoints."""
+        samples = loaders.num_samples(loader)
+        total = None if samples is None else samples * len(self._checkpoints)
+        return tqdm(total=total, desc=label, unit=" samples", disable=not self._progress)
 
     def _project(self, part: SampleGradients, m: int) -> Tensor:
         return project(
@@ -322,14 +325,15 @@ class Attributor:
             precision=self.precision,
         )
 
-    def _target_features(self, m: int, loader: Iterable[Any]) -> Tensor:
+    def _target_features(self, m: int, loader: Iterable[Any], bar: tqdm) -> Tensor:
         """Return the targets' features for a checkpoint, fp32 [t, k]."""
         weights = self._checkpoints.load(m, self.device)
         targets = _ShardInProgress(0, self.proj_dim)
-        for _, stop, batch in self._segments(loader, 2**62, f"targets, checkpoint {m}"):
+        for start, stop, batch in loaders.segments(loader, self.device, 2**62):
             for part in self._gradients(weights, batch):
                 targets.append(part, self._project(part, m))
             targets.stop = stop
+            bar.update(stop - start)
         return targets.finish("test_loader", "").features
 
 

@@ -40,6 +40,16 @@ def check_loader(name: str, loader: Any, passes: int) -> None:
         )
 
 
+def num_samples(loader: Iterable[Any]) -> int | None:
+    """Return the number of samples a pass will bring, where the loader tells beforehand."""
+    if isinstance(loader, DataLoader) and not loader.drop_last:
+        try:
+            return len(loader.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+    return None
+
+
 def segments(
     loader: Iterable[Any], device: torch.device, boundary: int
 ) -> Iterator[tuple[int, int, Any]]:
