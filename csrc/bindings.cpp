@@ -33,7 +33,8 @@ using GradientTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, uint
 
 void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
                   int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride, int kind,
-                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int num_threads) {
+                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int precision,
+                  int num_threads) {
   std::vector<GradientView> views;
   views.reserve(grads.size());
   for (const auto& [address, dtype, params, row_stride, param_stride, offset] : grads) {
@@ -41,6 +42,7 @@ void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr
                      param_stride, offset});
   }
   const ProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
+                                     static_cast<Precision>(precision),
                                      views.data(),
                                      static_cast<int64_t>(views.size()),
                                      rows,
@@ -148,6 +150,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("top_k_double", &trak_ext::bind_top_k<double>);
   m.def("law_version", [] { return trak_ext::kLawVersion; });
   m.def("cpu_level", [] { return trak_ext::kernels().name; });
+  m.def("has_fixed_point", &trak_ext::has_fixed_point);
   m.def("available_cpu_levels", &trak_ext::list_levels);
   m.def("compiler", [] { return TRAK_EXT_COMPILER; });
   m.def("cuda_build", &trak_ext::bind_cuda_build);

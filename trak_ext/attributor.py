@@ -198,11 +198,14 @@ class Attributor:
         num_targets = solved.shape[1]
         targets = scoring.SolvedTargets(solved, torch.float32)
         if top_k is None:
-            scores = torch.empty((num_train, num_targets))
+            scores = torch.empty((num_train, num_targets), dtype=torch.float32)
             for start, features, weight in self._shards(num_train):
                 scores[start : start + len(weight)] = targets.score(features, weight)
             return scores
-        best = TopK(torch.empty((num_targets, 0)), torch.empty((num_targets, 0), dtype=torch.int64))
+        best = TopK(
+            torch.empty((num_targets, 0), dtype=torch.float32),
+            torch.empty((num_targets, 0), dtype=torch.int64),
+        )
         for start, features, weight in self._shards(num_train):
             found = targets.top_k(features, weight, min(top_k, len(weight)), largest)
             best = scoring.merge_top_k(
@@ -345,9 +348,9 @@ class _ShardInProgress:
         self.stop = start
         self.stored = stored  # what the store already has in this place
         self.digest = SampleDigest()
-        self._features = [torch.zeros((0, proj_dim))]
-        self._weight = [torch.zeros(0)]
-        self._curvature = [torch.zeros(0)]
+        self._features = [torch.zeros((0, proj_dim), dtype=torch.float32)]
+        self._weight = [torch.zeros(0, dtype=torch.float32)]
+        self._curvature = [torch.zeros(0, dtype=torch.float32)]
         self._bad: list[int] = []
         self._count = 0
 

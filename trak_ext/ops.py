@@ -16,7 +16,7 @@ from . import _C, _check
 from .runtime import get_num_threads
 
 KINDS = {"rademacher": 0, "normal": 1}
-PRECISIONS = ("medium", "high", "highest")
+PRECISIONS = {"medium": 0, "high": 1, "highest": 2}
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
@@ -96,6 +96,7 @@ def project_(
         seed_low,
         seed_high,
         model_id,
+        PRECISIONS[precision],
         get_num_threads(),
     )
 

@@ -1,6 +1,8 @@
 // Rows of any dtype and stride to packed fp32 rows.
 #pragma once
 
+#include <type_traits>
+
 #include "dtype.h"
 #include "simd.h"
 
@@ -60,10 +62,20 @@ struct FromBFloat16 {
 template <class From>
 TRAK_EXT_INLINE void pack_row(const typename From::Stored* source, int64_t stride, int64_t count,
                               float* packed) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  // Compilers vectorise the other conversions by themselves.
+  if constexpr (std::is_same_v<From, FromFloat16>) {
+    for (; stride == 1 && i + 8 <= count; i += 8) {
+      const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+      _mm256_storeu_ps(packed + i, _mm256_cvtph_ps(halves));
+    }
+  }
+#endif
   if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) packed[i] = From::convert(source[i]);
+    for (; i < count; ++i) packed[i] = From::convert(source[i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) packed[i] = From::convert(source[i * stride]);
+    for (; i < count; ++i) packed[i] = From::convert(source[i * stride]);
   }
 }
 

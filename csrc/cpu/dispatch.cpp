@@ -59,6 +59,23 @@ const KernelTable& kernels() {
   return chosen;
 }
 
+bool has_fixed_point() {
+#if defined(TRAK_EXT_X86_LEVELS)
+  static const bool has_vnni = __builtin_cpu_supports("avx512vnni");
+  return &kernels() == &kAvx512Kernels && has_vnni;
+#else
+  return false;
+#endif
+}
+
+const ProjectionKernels& projection_kernels(Kind kind, Precision precision) {
+  if (kind == Kind::kNormal) return kernels().normal;
+#if defined(TRAK_EXT_X86_LEVELS)
+  if (precision == Precision::kMedium && has_fixed_point()) return kVnniMediumKernels;
+#endif
+  return kernels().rademacher;
+}
+
 const char* const* available_levels() { return levels().name; }
 
 }  // namespace trak_ext

@@ -31,13 +31,21 @@ struct ScoringKernels {
                       ScoreScratch<T>& scratch);
 };
 
+// One way to project: which tiles of the output it takes, and the function that makes one.
+struct ProjectionKernels {
+  int64_t tile_columns;      // columns made together
+  int64_t tile_rows_max;     // rows of an output tile
+  int64_t tile_columns_max;  // columns of an output tile
+  int64_t (*workspace_bytes)(const OutputTile& tile);
+  void (*project_tile)(const ProjectionProblem& problem, const OutputTile& tile, void* workspace);
+};
+
 struct KernelTable {
   const char* name;
-  int64_t tile_columns;   // columns made together
-  int64_t tile_rows_max;  // rows and columns of an output tile at most
-  int64_t tile_columns_max;
-  int64_t workspace_bytes;  // a running thread
-  void (*project_tile)(const ProjectionProblem& problem, const OutputTile& tile, void* workspace);
+  ProjectionKernels rademacher;
+  ProjectionKernels normal;
+  int64_t matrix_columns;          // columns that fill_matrix_columns makes together
+  int64_t matrix_workspace_bytes;  // what it needs
   void (*fill_matrix_columns)(const MatrixLaw& law, uint64_t param_offset, int64_t params,
                               int64_t proj_dim, int64_t column_begin, float* out, void* workspace);
   ScoringKernels<float> score_float;
@@ -48,11 +56,19 @@ extern const KernelTable kBaselineKernels;
 #if defined(TRAK_EXT_X86_LEVELS)
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+// Rademacher in fixed point, for machines of that level that also have VNNI instructions.
+extern const ProjectionKernels kVnniMediumKernels;
 #endif
 
 // The table in use: the best level of this machine, or the one that TRAK_EXT_CPU_LEVEL names.
 // Throws std::invalid_argument where the variable names a level that is unknown or not had here.
 const KernelTable& kernels();
+
+// The kernels for a kind and precision at the level in use.
+const ProjectionKernels& projection_kernels(Kind kind, Precision precision);
+
+// Whether precision `medium` is anything but fp32 at the level in use.
+bool has_fixed_point();
 
 // Names of the levels that this machine runs, the plainest first; a null ends the list.
 const char* const* available_levels();

@@ -18,10 +18,34 @@ int threads_for(double multiply_adds, int num_threads) {
   return std::max(1, std::min(num_threads, static_cast<int>(useful)));
 }
 
+// How the output is cut for threads. Column cuts repeat what is done to gradients (packing, tables)
+// on every thread, row cuts repeat what is done to the matrix.
+struct Cut {
+  int64_t tile_rows;
+  int64_t tile_columns;
+};
+
+Cut cut_output(const ProjectionProblem& problem, const ProjectionKernels& table, int threads) {
+  // Both repeated parts cost about as much as this many columns or rows of sums.
+  constexpr int64_t kEnoughColumns = 512;
+  constexpr int64_t kEnoughRows = 32;
+  int64_t column_share = ceil_div(problem.proj_dim, threads);
+  int64_t row_share = problem.rows;
+  if (column_share < kEnoughColumns && ceil_div(problem.rows, threads) >= kEnoughRows) {
+    column_share = problem.proj_dim;
+    row_share = ceil_div(problem.rows, threads);
+  }
+  column_share = std::min(column_share, table.tile_columns_max);
+  row_share = std::min(row_share, table.tile_rows_max);
+  // Of one size each, as few as can be: entries are made anew for every row tile.
+  return {ceil_div(problem.rows, ceil_div(problem.rows, row_share)),
+          ceil_div(column_share, table.tile_columns) * table.tile_columns};
+}
+
 }  // namespace
 
 void project(const ProjectionProblem& problem, int num_threads) {
-  const KernelTable& table = kernels();
+  const ProjectionKernels& table = projection_kernels(problem.law.kind, problem.precision);
   if (problem.rows == 0 || problem.proj_dim == 0) return;
   double params = 0;
   for (int64_t i = 0; i < problem.num_grads; ++i) {
@@ -31,24 +55,19 @@ void project(const ProjectionProblem& problem, int num_threads) {
   const double work =
       params * static_cast<double>(problem.rows) * static_cast<double>(problem.proj_dim);
   const int threads = threads_for(work, num_threads);
+  const Cut cut = cut_output(problem, table, threads);
+  const int64_t column_tiles = ceil_div(problem.proj_dim, cut.tile_columns);
+  const int64_t row_tiles = ceil_div(problem.rows, cut.tile_rows);
 
-  // Wide enough that a chunk's gradients, packed once a tile, serve many columns; narrow enough
-  // that every thread has some.
-  const int64_t share = ceil_div(problem.proj_dim, threads);
-  const int64_t tile_columns =
-      std::min(table.tile_columns_max, ceil_div(share, table.tile_columns) * table.tile_columns);
-  const int64_t column_tiles = ceil_div(problem.proj_dim, tile_columns);
-  // Entries are made anew for every row tile: as few as can be, and of one size.
-  const int64_t tile_rows = ceil_div(problem.rows, ceil_div(problem.rows, table.tile_rows_max));
-  const int64_t row_tiles = ceil_div(problem.rows, tile_rows);
-
+  const int64_t bytes =
+      table.workspace_bytes({0, cut.tile_rows, 0, std::min(cut.tile_columns, problem.proj_dim)});
   std::vector<AlignedBuffer> workspaces;
-  for (int i = 0; i < threads; ++i) workspaces.push_back(allocate_aligned(table.workspace_bytes));
+  for (int i = 0; i < threads; ++i) workspaces.push_back(allocate_aligned(bytes));
   parallel_for(column_tiles * row_tiles, threads, [&](int thread, int64_t task) {
-    const int64_t row = task / column_tiles * tile_rows;
-    const int64_t column = task % column_tiles * tile_columns;
-    const OutputTile tile = {row, std::min(row + tile_rows, problem.rows), column,
-                             std::min(column + tile_columns, problem.proj_dim)};
+    const int64_t row = task / column_tiles * cut.tile_rows;
+    const int64_t column = task % column_tiles * cut.tile_columns;
+    const OutputTile tile = {row, std::min(row + cut.tile_rows, problem.rows), column,
+                             std::min(column + cut.tile_columns, problem.proj_dim)};
     table.project_tile(problem, tile, workspaces[static_cast<size_t>(thread)].get());
   });
 }
@@ -60,9 +79,11 @@ void fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, in
   const int threads =
       threads_for(static_cast<double>(params) * static_cast<double>(proj_dim), num_threads);
   std::vector<AlignedBuffer> workspaces;
-  for (int i = 0; i < threads; ++i) workspaces.push_back(allocate_aligned(table.workspace_bytes));
-  parallel_for(ceil_div(proj_dim, table.tile_columns), threads, [&](int thread, int64_t task) {
-    table.fill_matrix_columns(law, param_offset, params, proj_dim, task * table.tile_columns, out,
+  for (int i = 0; i < threads; ++i) {
+    workspaces.push_back(allocate_aligned(table.matrix_workspace_bytes));
+  }
+  parallel_for(ceil_div(proj_dim, table.matrix_columns), threads, [&](int thread, int64_t task) {
+    table.fill_matrix_columns(law, param_offset, params, proj_dim, task * table.matrix_columns, out,
                               workspaces[static_cast<size_t>(thread)].get());
   });
 }

@@ -9,6 +9,7 @@
 namespace trak_ext {
 
 enum class Kind : int { kRademacher = 0, kNormal = 1 };
+enum class Precision : int { kMedium = 0, kHigh = 1, kHighest = 2 };
 
 // The law's arguments: matrix entry (p, j) is a function of these, p and j alone.
 struct MatrixLaw {
@@ -46,6 +47,7 @@ struct OutputTile {
 // out[b, j] += sum_p g[b, p] R[p, j] for every tensor in turn.
 struct ProjectionProblem {
   MatrixLaw law;
+  Precision precision;
   const GradientView* grads;
   int64_t num_grads;
   int64_t rows;

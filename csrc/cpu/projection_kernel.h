@@ -4,6 +4,7 @@
 
 #include "convert.h"
 #include "entries.h"
+#include "kernel_table.h"
 #include "microkernel.h"
 
 namespace trak_ext {
@@ -88,11 +89,17 @@ void project_tile(const ProjectionProblem& problem, const OutputTile& tile, void
   }
 }
 
+// A level's way to project any kind: entries as floats, multiplied by the gradients.
+constexpr ProjectionKernels product_kernels() {
+  return {kTileColumns, kTileRowsMax, kTileColumnsMax,
+          [](const OutputTile&) -> int64_t { return sizeof(ProjectionWorkspace); }, project_tile};
+}
+
 // Columns [column_begin, column_begin + kTileColumns) of fill_matrix.
 void fill_matrix_columns(const MatrixLaw& law, uint64_t param_offset, int64_t params,
                          int64_t proj_dim, int64_t column_begin, float* out, void* workspace) {
   const KeySchedule keys = make_key_schedule(law.seed_low, law.seed_high, law.model_id);
-  EntryTile& tile = static_cast<ProjectionWorkspace*>(workspace)->entries;
+  EntryTile& tile = *static_cast<EntryTile*>(workspace);
   const int64_t left = proj_dim - column_begin;
   const int64_t columns = left < kTileColumns ? left : int64_t{kTileColumns};
   for (int64_t p = 0; p < params;) {
