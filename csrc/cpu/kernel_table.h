@@ -36,6 +36,7 @@ struct ProjectionKernels {
   int64_t tile_columns;      // columns made together
   int64_t tile_rows_max;     // rows of an output tile
   int64_t tile_columns_max;  // columns of an output tile
+  int64_t span_params;       // sums go to the output every so many parameters, from the first chunk
   int64_t (*workspace_bytes)(const OutputTile& tile);
   void (*project_tile)(const ProjectionProblem& problem, const OutputTile& tile, void* workspace);
 };

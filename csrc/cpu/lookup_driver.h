@@ -250,7 +250,11 @@ void project_tile_by_lookup(const ProjectionProblem& problem, const OutputTile& 
 // A level's way to project Rademacher matrices. Any tile will do: panels are cut inside it.
 template <typename Level>
 constexpr ProjectionKernels lookup_kernels() {
-  return {kSignLanes, INT64_MAX, INT64_MAX, lookup_workspace_bytes<Level>,
+  return {kSignLanes,
+          INT64_MAX,
+          INT64_MAX,
+          kPartialChunks * Level::kBlocks * kBlockParams,
+          lookup_workspace_bytes<Level>,
           project_tile_by_lookup<Level>};
 }
 
