@@ -3,13 +3,18 @@
     python bench/scoring.py [--samples 100000] [--targets 256] [--proj-dim 2048] [--json FILE]
 
 The kernel matrix is given, as it is after `fit`; solving for the targets is timed apart. "torch
-matmul + topk" makes the same scores by one product and holds all of them.
+matmul + topk" makes the same scores by one product and holds all of them; "numpy matmul" is the
+product alone, by OpenBLAS as each of the two core types that it has for such processors.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -17,6 +22,43 @@ import measure
 import trak_ext
 from ceilings import Ceilings
 from trak_ext import scoring
+
+
+class OpenBlasWorker:
+    """One process with OpenBLAS as one core type; a call runs one product there."""
+
+    def __init__(self, core_type: str, n: int, t: int, k: int) -> None:
+        environment = {
+            **os.environ,
+            "OPENBLAS_CORETYPE": core_type,
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        script = Path(__file__).with_name("openblas_worker.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), str(n), str(t), str(k)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()  # "ready"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def __call__(self) -> None:
+        """Run one product and wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def main() -> None:
@@ -52,16 +94,20 @@ def main() -> None:
     found = prepared.top_k([train], weights, best).indices
     assert (found == by_matmul()).float().mean() > 0.999  # ties of last bits may swap
 
+    blas = {name: OpenBlasWorker(name, n, t, k) for name in ("SkylakeX", "Zen")}
     peaks: list[float] = []
     calls = {
         f"trak_ext top-{best}": lambda: prepared.top_k([train], weights, best),
         f"trak_ext top-{best}, bf16 features": lambda: prepared.top_k([half], weights, best),
         "trak_ext all scores": lambda: prepared.score([train], weights),
         "torch matmul + topk": by_matmul,
+        **{f"numpy matmul, OpenBLAS {name}": worker for name, worker in blas.items()},
         "solve for the targets": lambda: scoring.solve_targets(factor, targets),
         "peak": lambda: peaks.append(ceilings.multiply_add()),
     }
     seconds = measure.alternate(calls, options.repeats, patience=60)
+    for worker in blas.values():
+        worker.close()
     del seconds["peak"]
     peak = statistics.median(peaks)
     table, records = [], []

@@ -96,7 +96,10 @@ def project(
         model_id: 0 to 2**32 - 1; another one is another, independent matrix.
         param_offset: Row of R that meets the first parameter, so that
             project([a, b]) = project(a) + project(b, param_offset=len(a)).
-        precision: "medium", "high" or "highest"; on the CPU all three are fp32.
+        precision: "medium", "high" or "highest". On the CPU "high" and "highest" are fp32. So is
+            "medium", but for Rademacher on machines with AVX-512 VNNI: there gradients are rounded
+            to fixed point, 384 parameters of a row sharing a power of two. A row of features then
+            errs by about 2**-13 of its L2 norm (2**-9 is tested), at 1.7 times the speed.
         out: fp32 [B, proj_dim], rows of any stride, apart from grads in memory; the projection is
             added to it. Unchanged on an error.
 
@@ -108,7 +111,8 @@ def project(
         ValueError, TypeError: one sentence naming the argument; also for gradients that require
             grad while grad mode is on.
 
-    On the CPU the workspace is about 0.3 MiB a thread, whatever B, P and proj_dim.
+    On the CPU the workspace is below 1 MiB a thread, whatever P; outputs too small to be cut for
+    threads (below 512 columns and 32 rows each) take 8 * threads * B * proj_dim bytes more.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
