@@ -103,8 +103,9 @@ TRAK_EXT_DEVICE uint32_t pack_truncated(float lower, float upper) {
   return packed;
 }
 
-// The lesser of the two; the other one where one is NaN.
+// The lesser and the greater of the two; the other one where one is NaN.
 TRAK_EXT_DEVICE float lesser(float a, float b) { return fminf(a, b); }
+TRAK_EXT_DEVICE float greater(float a, float b) { return fmaxf(a, b); }
 
 TRAK_EXT_DEVICE float half_to_float(uint16_t bits) {
   float value;

@@ -47,10 +47,20 @@ TRAK_EXT_DEVICE float fit_bfloat16(float value) {
   return magnitude >= 0x1.FEp127f ? law_from_bits(law_bits(value) & 0xFFFF0000u) : value;
 }
 
+// What a value leaves beside its truncated part. Of an infinity that is NaN; it becomes a finite
+// number instead, so that the parts add up to the infinity. Of a finite number it is below 2^120;
+// in the last of two parts it is kept from rounding up to that, or the largest floats would
+// overflow.
+template <bool kLast>
+TRAK_EXT_DEVICE float remainder_of(float value, uint32_t part_bits) {
+  const float remainder = value - law_from_bits(part_bits);
+  if constexpr (kLast) return device::greater(device::lesser(remainder, 0x1.FEp119f), -0x1.FEp119f);
+  return device::lesser(remainder, 0x1p120f);
+}
+
 // Two values as kPasses bf16 parts whose sum they are: exactly in three parts (unless the last
 // would be a denormal), to 2^-17 in two, to 2^-9 in one. All parts but the last are truncated, so
-// none of them overflows. What is left of an infinity is NaN; it becomes a finite number instead,
-// so that the parts add up to the infinity.
+// that none of them overflows.
 template <int kPasses>
 TRAK_EXT_DEVICE void split_pair(float lower, float upper, uint32_t (&parts)[kPasses]) {
   if constexpr (kPasses == 1) {
@@ -59,9 +69,8 @@ TRAK_EXT_DEVICE void split_pair(float lower, float upper, uint32_t (&parts)[kPas
 #pragma unroll
     for (int i = 0; i + 1 < kPasses; ++i) {
       parts[i] = device::pack_truncated(lower, upper);
-      // The remainder of a finite number is below 2^120.
-      lower = device::lesser(lower - law_from_bits(parts[i] << 16), 0x1p120f);
-      upper = device::lesser(upper - law_from_bits(parts[i] & 0xFFFF0000u), 0x1p120f);
+      lower = remainder_of<kPasses == 2>(lower, parts[i] << 16);
+      upper = remainder_of<kPasses == 2>(upper, parts[i] & 0xFFFF0000u);
     }
     parts[kPasses - 1] = device::pack_nearest(lower, upper);
   }

@@ -2,7 +2,8 @@
 //
 //   - every thread of a block is a fiber; which one runs next is drawn at random;
 //   - shared memory starts as NaN, and reading what nobody wrote is an error;
-//   - two threads that touch the same shared bytes between two barriers, one of them writing, are an
+//   - two threads that touch the same shared bytes between two barriers, one of them writing, are
+//   an
 //     error, whatever order they happened to run in;
 //   - asynchronous copies land when they are waited for, not before;
 //   - every access is checked against the memory that the caller named.
@@ -87,6 +88,7 @@ inline uint32_t pack_truncated(float lower, float upper) {
 }
 
 inline float lesser(float a, float b) { return std::fmin(a, b); }
+inline float greater(float a, float b) { return std::fmax(a, b); }
 
 inline float half_to_float(uint16_t bits) {
   const int exponent = bits >> 10 & 31;

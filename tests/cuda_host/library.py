@@ -20,6 +20,10 @@ FLAGS = [
     *("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"),
 ]
+NO_NORMAL = """
+#include "multipliers.h"
+trak_ext::Multiplier trak_ext::normal_multiplier(int, int64_t) { return {}; }
+"""
 
 
 class Law(ctypes.Structure):
@@ -74,12 +78,17 @@ def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
 
 
 class HostLibrary:
-    """The kernels of one source tree."""
+    """The kernels of one source tree, all of them or, to build sooner, without the normal ones."""
 
-    def __init__(self, folder: Path, sources: Path = SOURCES) -> None:
+    def __init__(self, folder: Path, sources: Path = SOURCES, normal: bool = True) -> None:
         library = folder / "projection_host.so"
         files = [HOST / "runner.cpp", HOST / "projection_host.cpp"]
-        files += [sources / "cuda" / f"{name}_tiles.cu" for name in ("rademacher", "normal", "plain")]
+        files += [sources / "cuda" / f"{name}_tiles.cu" for name in ("rademacher", "plain")]
+        if normal:
+            files.append(sources / "cuda" / "normal_tiles.cu")
+        else:
+            files.append(folder / "no_normal.cpp")
+            files[-1].write_text(NO_NORMAL)
         includes = [f"-I{sources / 'cuda'}", f"-I{HOST}"]
         command = [os.environ.get("CXX", "c++"), *FLAGS, *includes, "-x", "c++"]
         subprocess.run([*command, *map(str, files), "-o", str(library)], check=True)
@@ -102,7 +111,7 @@ class HostLibrary:
         order_seed: int = 1,
         **law: Any,
     ) -> Tensor:
-        """Return grads @ R by the CUDA kernels; raises RuntimeError for what the run found wrong."""
+        """Return grads @ R by the CUDA kernels; a fault is a RuntimeError."""
         if out is None:
             out = torch.zeros(grads.shape[0], proj_dim)
         workspace = torch.full((max(workspace_bytes // 4, 1),), float("nan"))

@@ -51,15 +51,15 @@ extern "C" const char* host_project(const HostProblem* problem) {
     runner.allow(p.grad.data, bytes_of(p.grad, p.rows));
     runner.allow(p.workspace.data, p.workspace.bytes);
     if (p.rows > 0 && p.proj_dim > 0) {
-      runner.allow(p.out.data, ((p.rows - 1) * p.out.row_stride +
-                                (p.proj_dim - 1) * p.out.column_stride + 1) *
-                                   static_cast<int64_t>(sizeof(float)));
+      runner.allow(p.out.data,
+                   ((p.rows - 1) * p.out.row_stride + (p.proj_dim - 1) * p.out.column_stride + 1) *
+                       static_cast<int64_t>(sizeof(float)));
     }
     const trak_ext::Multiplier multiplier =
-        p.passes == 0 ? trak_ext::plain_multiplier(p.law.kind)
-                      : trak_ext::tensor_core_multiplier(
-                            p.law.kind, trak_ext::passes_of(p.grad.dtype, p.passes),
-                            p.tile_for_rows);
+        p.passes == 0
+            ? trak_ext::plain_multiplier(p.law.kind)
+            : trak_ext::tensor_core_multiplier(
+                  p.law.kind, trak_ext::passes_of(p.grad.dtype, p.passes), p.tile_for_rows);
     trak_ext::run_projection(multiplier, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
                              nullptr);
   });
