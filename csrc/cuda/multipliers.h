@@ -15,8 +15,13 @@ struct Multiplier {
   void (*kernel)(MultiplyProblem);
 };
 
+// No tile is larger.
+constexpr int kTileRowsMax = 32;
+constexpr int kTileColumnsMax = 512;
+
 template <class Tile>
 Multiplier tile_multiplier() {
+  static_assert(Tile::kRows <= kTileRowsMax && Tile::kColumns <= kTileColumnsMax);
   return {Tile::kRows, Tile::kColumns, Tile::kThreads, shared_bytes<Tile>(), multiply_kernel<Tile>};
 }
 
