@@ -96,19 +96,24 @@ def project(
         model_id: 0 to 2**32 - 1; another one is another, independent matrix.
         param_offset: Row of R that meets the first parameter, so that
             project([a, b]) = project(a) + project(b, param_offset=len(a)).
-        precision: "medium", "high" or "highest"; on the CPU all three are fp32.
+        precision: "medium", "high" or "highest": on a CUDA device with matrix instructions for bf16
+            (compute capability 8.0 and later), gradients in fp32 are taken as one, two or three
+            bf16 numbers, that is to 2^-9, to 2^-17 or exactly; bf16 and fp16 always exactly, fp64
+            rounded to fp32. Sums are fp32. On the CPU and older devices all three are fp32.
         out: fp32 [B, proj_dim], rows of any stride, apart from grads in memory; the projection is
             added to it. Unchanged on an error.
 
     Returns:
         `out`, or a new fp32 tensor [B, proj_dim]. A row's bits do not depend on the other rows, on
-        strides or on the number of threads.
+        strides, on the number of threads or on the size of a CUDA device.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument; also for gradients that require
             grad while grad mode is on.
 
-    On the CPU the workspace is about 0.3 MiB a thread, whatever B, P and proj_dim.
+    On the CPU the workspace is about 0.3 MiB a thread, whatever B, P and proj_dim; on a CUDA device
+    it is 256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current stream
+    of the tensors' device and not waited for; it can be captured in a CUDA graph.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
@@ -143,18 +148,13 @@ def projection_matrix(
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
     matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
-    _check.on_cpu("device", matrix)
-    _C.fill_matrix(
-        ops.KINDS[name],
-        seed_low,
-        seed_high,
-        model_id,
-        param_offset,
-        num_params,
-        proj_dim,
-        matrix.data_ptr(),
-        get_num_threads(),
-    )
+    _check.on_device_with_kernels("device", matrix)
+    law = (ops.KINDS[name], seed_low, seed_high, model_id)
+    part = (param_offset, num_params, proj_dim, matrix.data_ptr())
+    if matrix.device.type == "cpu":
+        _C.fill_matrix(*law, *part, get_num_threads())
+    else:
+        _C.cuda_fill_matrix(*law, *part, *ops.cuda_queue(matrix.device))
     return matrix
 
 
