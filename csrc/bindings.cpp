@@ -148,6 +148,21 @@ void bind_cuda_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint
   cuda_fill_matrix(make_law(kind, seed_low, seed_high, model_id), param_offset, params, proj_dim,
                    at<float>(out), {device, stream});
 }
+
+py::list bind_cuda_kernels() {
+  py::list list;
+  for (const CudaKernel& kernel : cuda_kernels()) {
+    py::dict entry;
+    entry["kind"] = kernel.kind == Kind::kRademacher ? "rademacher" : "normal";
+    entry["passes"] = kernel.passes;
+    entry["tile_rows"] = kernel.tile_rows;
+    entry["tile_columns"] = kernel.tile_columns;
+    entry["threads"] = kernel.threads;
+    entry["shared_bytes"] = kernel.shared_bytes;
+    list.append(entry);
+  }
+  return list;
+}
 #endif
 
 py::object bind_cuda_build() {
@@ -199,5 +214,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_workspace_bytes", &trak_ext::bind_cuda_workspace_bytes);
   m.def("cuda_project", &trak_ext::bind_cuda_project);
   m.def("cuda_fill_matrix", &trak_ext::bind_cuda_fill_matrix);
+  m.def("cuda_kernels", &trak_ext::bind_cuda_kernels);
 #endif
 }

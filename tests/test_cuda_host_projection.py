@@ -287,8 +287,8 @@ FAULTS = {
     ),
     "read of rows that do not exist": (
         "gradient_tile.h",
-        "row < tile.rows && param >= tile.begin && param + elements",
-        "param >= tile.begin && param + elements",
+        "if (row < tile.rows && inside) {",
+        "if (inside) {",
         "global memory out of bounds",
     ),
     "sums of rows that do not exist": (

@@ -53,8 +53,11 @@ class GradientTile {
   // quad apart: all banks differ. In the writes lanes follow one another.
   TRAK_EXT_DEVICE void make_fragments(int stage) const {
     char* fragments = fragments_ + stage % 2 * kFragmentBytes;
-    for (int unit = device::thread_index(); unit < kSteps / 2 * Tile::kRowTiles * 32;
-         unit += Tile::kThreads) {
+    constexpr int kUnits = kSteps / 2 * Tile::kRowTiles * 32;
+#pragma unroll
+    for (int before = 0; before < kUnits; before += Tile::kThreads) {
+      const int unit = before + device::thread_index();
+      if (before + Tile::kThreads > kUnits && unit >= kUnits) break;
       const int lane = unit % 32;
       const int row_tile = unit / 32 % Tile::kRowTiles;
       const int pair = unit / 32 / Tile::kRowTiles;
@@ -111,25 +114,33 @@ class GradientTile {
            Tile::Entries::segment_start(stage % kStagesPerSuperblock, segment);
   }
 
+  // Consecutive threads copy consecutive pieces of a row's segments; a thread's pieces are of the
+  // same parameters in several rows.
   template <int kBytes>
   TRAK_EXT_DEVICE void fetch_async(const BlockTile& tile, int stage) const {
-    // A segment is 32 elements of 4 or 2 bytes. Consecutive threads copy consecutive pieces.
+    // A segment is 32 elements of 4 or 2 bytes.
     const int elements = layout_.element_bytes == 4 ? kBytes / 4 : kBytes / 2;
     const int pieces_log2 = (kBytes == 16 ? 2 : 4) + (layout_.element_bytes == 4 ? 1 : 0);
+    const int thread = device::thread_index();
+    const int piece = thread & ((1 << pieces_log2) - 1);
+    const int segment = (thread >> pieces_log2) % kSegments;
+    const int first_row = (thread >> pieces_log2) / kSegments;
+    const int row_step = (Tile::kThreads >> pieces_log2) / kSegments;
+    const int param = segment_start(stage, segment) + piece * elements;
+    const bool inside = param >= tile.begin && param + elements <= tile.end;
+    const char* from = source_of(tile, first_row, param);
+    const uint64_t from_step = offset(row_step, grad_.row_stride);
+    char* to = slot_of(stage) + first_row * layout_.row_pitch + segment * layout_.segment_pitch +
+               piece * kBytes;
 #pragma unroll 1
-    for (int i = device::thread_index(); i < (Tile::kRows * kSegments) << pieces_log2;
-         i += Tile::kThreads) {
-      const int piece = i & ((1 << pieces_log2) - 1);
-      const int segment = (i >> pieces_log2) % kSegments;
-      const int row = (i >> pieces_log2) / kSegments;
-      const int param = segment_start(stage, segment) + piece * elements;
-      char* to = slot_of(stage) + row * layout_.row_pitch + segment * layout_.segment_pitch +
-                 piece * kBytes;
-      if (row < tile.rows && param >= tile.begin && param + elements <= tile.end) {
-        device::copy_async<kBytes>(to, source_of(tile, row, param));
+    for (int row = first_row; row < Tile::kRows; row += row_step) {
+      if (row < tile.rows && inside) {
+        device::copy_async<kBytes>(to, from);
       } else {
         store_piece(tile, to, row, param, elements);
       }
+      from = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(from) + from_step);
+      to += row_step * layout_.row_pitch;
     }
   }
 

@@ -113,4 +113,19 @@ void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t param
                   reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
+std::vector<CudaKernel> cuda_kernels() {
+  std::vector<CudaKernel> kernels;
+  for (Kind kind : {Kind::kRademacher, Kind::kNormal}) {
+    for (int passes = 1; passes <= 3; ++passes) {
+      for (int64_t rows = 1; rows <= kTileRowsMax;) {
+        const Multiplier found = tensor_core_multiplier(kind, passes, rows);
+        kernels.push_back(
+            {kind, passes, found.tile_rows, found.tile_columns, found.threads, found.shared_bytes});
+        rows = found.tile_rows + 1;
+      }
+    }
+  }
+  return kernels;
+}
+
 }  // namespace trak_ext

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../problem.h"
 
@@ -37,5 +38,17 @@ void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue);
 // out[p, j] = R[param_offset + p, j] for p < params.
 void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
                       float* out, const CudaQueue& queue);
+
+// The kernels with matrix instructions that this build has, for the report on the machine code.
+struct CudaKernel {
+  Kind kind;
+  int passes;
+  int tile_rows;
+  int tile_columns;
+  int threads;
+  int shared_bytes;  // dynamic
+};
+
+std::vector<CudaKernel> cuda_kernels();
 
 }  // namespace trak_ext
