@@ -1,6 +1,7 @@
 """Projection on one core, against its multiply-add peak, matrix products and peers.
 
     python bench/projection.py [--params 262144] [--proj-dim 2048] [--batches 8 32] [--json FILE]
+    python bench/projection.py --device cuda [--json FILE]        (see projection_cuda.py)
 
 An effective multiply-add is 2 operations: rate = 2 B P k / seconds. "torch matmul" and "numpy
 matmul" get the matrix for nothing, in memory; everything else has to make it. traker comes with
@@ -71,7 +72,13 @@ def main() -> None:
     parser.add_argument("--no-matmul", action="store_true", help="spare the matrix's memory")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
+    if options.device == "cuda":
+        import projection_cuda
+
+        projection_cuda.main(options.json)
+        return
     measure.pin_to_one_core()
     torch.set_num_threads(1)
     level = trak_ext.build_info()["cpu_level"]

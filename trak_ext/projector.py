@@ -112,8 +112,8 @@ def project(
             grad while grad mode is on.
 
     On the CPU the workspace is about 0.3 MiB a thread, whatever B, P and proj_dim; on a CUDA device
-    it is 256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current stream
-    of the tensors' device and not waited for; it can be captured in a CUDA graph.
+    it is 256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current
+    stream of the tensors' device and not waited for; a CUDA graph can capture it.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
