@@ -2,6 +2,7 @@
 
     python bench/projection.py [--params 262144 ...] [--proj-dims 2048 ...] [--batches 8 32]
                                [--threads 1] [--json FILE]
+    python bench/projection.py --device cuda [--json FILE]        (see projection_cuda.py)
 
 An effective multiply-add is 2 operations: rate = 2 B P k / seconds. "torch matmul" and "numpy
 matmul" get the matrix for nothing, in memory; everything else has to make it. Peers come with
@@ -111,7 +112,13 @@ def main() -> None:
     parser.add_argument("--no-matmul", action="store_true", help="spare the matrix's memory")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
+    if options.device == "cuda":
+        import projection_cuda
+
+        projection_cuda.main(options.json)
+        return
     if options.threads == 1:
         measure.pin_to_one_core()
     torch.set_num_threads(options.threads)

@@ -12,6 +12,7 @@
 #include "law/version.h"
 #if defined(TRAK_EXT_CUDA)
 #include "cuda/build.h"
+#include "cuda/projection.h"
 #endif
 
 namespace py = pybind11;
@@ -31,16 +32,21 @@ MatrixLaw make_law(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t mod
 // (address, dtype, params, row stride, parameter stride, parameter offset)
 using GradientTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, uint64_t>;
 
-void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
-                  int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride, int kind,
-                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int precision,
-                  int num_threads) {
+std::vector<GradientView> make_views(const std::vector<GradientTuple>& grads) {
   std::vector<GradientView> views;
   views.reserve(grads.size());
   for (const auto& [address, dtype, params, row_stride, param_stride, offset] : grads) {
     views.push_back({at<const void>(address), static_cast<DType>(dtype), params, row_stride,
                      param_stride, offset});
   }
+  return views;
+}
+
+void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
+                  int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride, int kind,
+                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int precision,
+                  int num_threads) {
+  const std::vector<GradientView> views = make_views(grads);
   const ProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
                                      static_cast<Precision>(precision),
                                      views.data(),
@@ -108,6 +114,61 @@ bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_
   return top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), num_threads);
 }
 
+#if defined(TRAK_EXT_CUDA)
+int64_t bind_cuda_workspace_bytes(const std::vector<GradientTuple>& grads, int64_t rows,
+                                  int64_t proj_dim, int64_t limit) {
+  const std::vector<GradientView> views = make_views(grads);
+  CudaProjectionProblem problem = {};
+  problem.grads = views.data();
+  problem.num_grads = static_cast<int64_t>(views.size());
+  problem.rows = rows;
+  problem.proj_dim = proj_dim;
+  return cuda_workspace_bytes(problem, limit);
+}
+
+void bind_cuda_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
+                       int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride,
+                       int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
+                       int passes, uintptr_t workspace, int64_t workspace_bytes, int device,
+                       uintptr_t stream) {
+  const std::vector<GradientView> views = make_views(grads);
+  const CudaProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
+                                         views.data(),
+                                         static_cast<int64_t>(views.size()),
+                                         rows,
+                                         proj_dim,
+                                         {at<float>(out), out_row_stride, out_column_stride},
+                                         passes,
+                                         at<float>(workspace),
+                                         workspace_bytes};
+  py::gil_scoped_release release;
+  cuda_project(problem, {device, stream});
+}
+
+void bind_cuda_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
+                           uint64_t param_offset, int64_t params, int64_t proj_dim, uintptr_t out,
+                           int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  cuda_fill_matrix(make_law(kind, seed_low, seed_high, model_id), param_offset, params, proj_dim,
+                   at<float>(out), {device, stream});
+}
+
+py::list bind_cuda_kernels() {
+  py::list list;
+  for (const CudaKernel& kernel : cuda_kernels()) {
+    py::dict entry;
+    entry["kind"] = kernel.kind == Kind::kRademacher ? "rademacher" : "normal";
+    entry["passes"] = kernel.passes;
+    entry["tile_rows"] = kernel.tile_rows;
+    entry["tile_columns"] = kernel.tile_columns;
+    entry["threads"] = kernel.threads;
+    entry["shared_bytes"] = kernel.shared_bytes;
+    list.append(entry);
+  }
+  return list;
+}
+#endif
+
 py::object bind_cuda_build() {
 #if defined(TRAK_EXT_CUDA)
   const CudaBuild build = cuda_build();
@@ -154,4 +215,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("available_cpu_levels", &trak_ext::list_levels);
   m.def("compiler", [] { return TRAK_EXT_COMPILER; });
   m.def("cuda_build", &trak_ext::bind_cuda_build);
+#if defined(TRAK_EXT_CUDA)
+  m.def("cuda_workspace_bytes", &trak_ext::bind_cuda_workspace_bytes);
+  m.def("cuda_project", &trak_ext::bind_cuda_project);
+  m.def("cuda_fill_matrix", &trak_ext::bind_cuda_fill_matrix);
+  m.def("cuda_kernels", &trak_ext::bind_cuda_kernels);
+#endif
 }

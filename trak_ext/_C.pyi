@@ -87,3 +87,38 @@ def has_fixed_point() -> bool: ...
 def available_cpu_levels() -> list[str]: ...
 def compiler() -> str: ...
 def cuda_build() -> dict[str, Any] | None: ...
+
+# Where the CUDA part is built in.
+def cuda_workspace_bytes(
+    grads: list[tuple[int, int, int, int, int, int]], rows: int, proj_dim: int, limit: int
+) -> int: ...
+def cuda_project(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    out: int,
+    proj_dim: int,
+    out_row_stride: int,
+    out_column_stride: int,
+    kind: int,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    passes: int,
+    workspace: int,
+    workspace_bytes: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_fill_matrix(
+    kind: int,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    params: int,
+    proj_dim: int,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_kernels() -> list[dict[str, Any]]: ...

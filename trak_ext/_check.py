@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _C
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -75,6 +77,17 @@ def on_cpu(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that this version has no kernel for."""
     if tensor.device.type != "cpu":
         raise ValueError(f"{name}: expected a CPU tensor, got {describe(tensor)}")
+
+
+def on_device_with_kernels(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is neither on the CPU nor on a CUDA device that this build serves."""
+    if tensor.device.type == "cuda" and not hasattr(_C, "cuda_project"):
+        raise ValueError(
+            f"{name}: expected a CPU tensor, as this build of trak_ext is without CUDA, "
+            f"got {describe(tensor)}"
+        )
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name}: expected a CPU or CUDA tensor, got {describe(tensor)}")
 
 
 def shape_is(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:

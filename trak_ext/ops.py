@@ -16,7 +16,10 @@ from . import _C, _check
 from .runtime import get_num_threads
 
 KINDS = {"rademacher": 0, "normal": 1}
-PRECISIONS = {"medium": 0, "high": 1, "highest": 2}
+# Names as in torch.set_float32_matmul_precision; on CUDA the bf16 parts of an fp32 gradient.
+PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
+# What a projection on a CUDA device takes at most for partial sums.
+CUDA_WORKSPACE_BYTES = 256 * 2**20
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
@@ -76,8 +79,13 @@ def project_(
 ) -> None:
     """Add the projection of gradients [B, P_i], side by side, to `out` [B, proj_dim] (fp32)."""
     for i, grad in enumerate(grads):
-        _check.on_cpu(f"grads[{i}]", grad)
-    _check.on_cpu("out", out)
+        _check.on_device_with_kernels(f"grads[{i}]", grad)
+        if grad.device != out.device:
+            raise ValueError(
+                f"grads[{i}]: expected a tensor on {out.device} as out is, "
+                f"got {_check.describe(grad)}"
+            )
+    _check.on_device_with_kernels("out", out)
     _check_memory(grads, out)
     views = []
     for grad in grads:
@@ -85,20 +93,29 @@ def project_(
         code = DTYPE_CODES[grad.dtype]
         views.append((grad.data_ptr(), code, params, grad.stride(0), grad.stride(1), param_offset))
         param_offset += params
-    _C.project(
+    rows, proj_dim = out.shape
+    output = (rows, out.data_ptr(), proj_dim, out.stride(0), out.stride(1))
+    law = (KINDS[kind], seed_low, seed_high, model_id)
+    if out.device.type == "cpu":
+        _C.project(views, *output, *law, PRECISIONS[precision], get_num_threads())
+        return
+    size = _C.cuda_workspace_bytes(views, rows, proj_dim, CUDA_WORKSPACE_BYTES)
+    workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
+    _C.cuda_project(
         views,
-        out.shape[0],
-        out.data_ptr(),
-        out.shape[1],
-        out.stride(0),
-        out.stride(1),
-        KINDS[kind],
-        seed_low,
-        seed_high,
-        model_id,
+        *output,
+        *law,
         PRECISIONS[precision],
-        get_num_threads(),
+        workspace.data_ptr(),
+        size,
+        *cuda_queue(out.device),
     )
+
+
+def cuda_queue(device: torch.device) -> tuple[int, int]:
+    """Return the device's number and the address of the stream that its work goes to now."""
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream
 
 
 @torch.library.custom_op("trak_ext::project", mutates_args=())

@@ -96,23 +96,29 @@ def project(
         model_id: 0 to 2**32 - 1; another one is another, independent matrix.
         param_offset: Row of R that meets the first parameter, so that
             project([a, b]) = project(a) + project(b, param_offset=len(a)).
-        precision: "medium", "high" or "highest". On the CPU "high" and "highest" are fp32. So is
-            "medium", but for Rademacher on machines with AVX-512 VNNI: there gradients are rounded
-            to fixed point, 384 parameters of a row sharing a power of two. A row of features then
-            errs by about 2**-13 of its L2 norm (2**-9 is tested), at 1.7 times the speed.
+        precision: "medium", "high" or "highest". On a CUDA device with matrix instructions for bf16
+            (compute capability 8.0 and later) gradients in fp32 are taken as one, two or three bf16
+            numbers, that is to 2^-9, to 2^-17 or exactly; bf16 and fp16 always exactly, fp64
+            rounded to fp32. Sums are fp32. On older devices all three are fp32. On the CPU "high"
+            and "highest" are fp32, and so is "medium", but for Rademacher on machines with AVX-512
+            VNNI: there gradients are rounded to fixed point, 384 parameters of a row sharing a
+            power of two. A row of features then errs by about 2^-13 of its L2 norm (2^-9 is
+            tested), at 1.7 times the speed.
         out: fp32 [B, proj_dim], rows of any stride, apart from grads in memory; the projection is
             added to it. Unchanged on an error.
 
     Returns:
         `out`, or a new fp32 tensor [B, proj_dim]. A row's bits do not depend on the other rows, on
-        strides or on the number of threads.
+        strides, on the number of threads or on the size of a CUDA device.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument; also for gradients that require
             grad while grad mode is on.
 
     On the CPU the workspace is below 1 MiB a thread, whatever P; outputs too small to be cut for
-    threads (below 512 columns and 32 rows each) take 8 * threads * B * proj_dim bytes more.
+    threads (below 512 columns and 32 rows each) take 8 * threads * B * proj_dim bytes more. On a
+    CUDA device it is 256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the
+    current stream of the tensors' device and not waited for; a CUDA graph can capture it.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
@@ -147,18 +153,13 @@ def projection_matrix(
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
     matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
-    _check.on_cpu("device", matrix)
-    _C.fill_matrix(
-        ops.KINDS[name],
-        seed_low,
-        seed_high,
-        model_id,
-        param_offset,
-        num_params,
-        proj_dim,
-        matrix.data_ptr(),
-        get_num_threads(),
-    )
+    _check.on_device_with_kernels("device", matrix)
+    law = (ops.KINDS[name], seed_low, seed_high, model_id)
+    part = (param_offset, num_params, proj_dim, matrix.data_ptr())
+    if matrix.device.type == "cpu":
+        _C.fill_matrix(*law, *part, get_num_threads())
+    else:
+        _C.cuda_fill_matrix(*law, *part, *ops.cuda_queue(matrix.device))
     return matrix
 
 

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "dtype.h"
+#include "../problem.h"
 #include "simd.h"
 
 namespace trak_ext {

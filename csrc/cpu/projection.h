@@ -4,37 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dtype.h"
+#include "../problem.h"
 
 namespace trak_ext {
-
-enum class Kind : int { kRademacher = 0, kNormal = 1 };
-enum class Precision : int { kMedium = 0, kHigh = 1, kHighest = 2 };
-
-// The law's arguments: matrix entry (p, j) is a function of these, p and j alone.
-struct MatrixLaw {
-  Kind kind;
-  uint32_t seed_low;
-  uint32_t seed_high;
-  uint32_t model_id;
-};
-
-// One gradient tensor, [rows, params], any strides (in elements).
-struct GradientView {
-  const void* data;
-  DType dtype;
-  int64_t params;
-  int64_t row_stride;
-  int64_t param_stride;
-  uint64_t param_offset;  // row of the matrix that meets the first parameter
-};
-
-// [rows, columns] fp32, any strides (in elements).
-struct OutputView {
-  float* data;
-  int64_t row_stride;
-  int64_t column_stride;
-};
 
 // A rectangle of the output: what one thread makes at a time.
 struct OutputTile {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "dtype.h"
+#include "../problem.h"
 
 namespace trak_ext {
 

@@ -1,0 +1,355 @@
+"""What the compiler made of the CUDA kernels, read from the built extension; needs no GPU.
+
+    python bench/machine_code.py [--arch 80 90] [--json FILE]
+
+Disassembles every architecture that the extension was built for with cuobjdump (of $CUOBJDUMP, the
+CUDA toolkit, or the triton package) and prints, for each kernel: registers, shared memory, stack,
+spills, matrix instructions, and for the main loop of the multiplying kernels, per warp and stage of
+128 parameters: issue slots, and instructions of the ALU pipe per pair of entries that were made.
+
+The main loop is split by what its basic blocks do: those with matrix instructions, those that run
+Philox, and the staging of gradients. Staging is counted on the path of fp32 in 16-byte copies,
+rather too high than too low: what cannot be told apart is counted. From the counts follow times for
+the shapes of the design's floor table, each pipe as if the others were free. They are not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import measure
+from trak_ext import _C
+
+STAGE_PARAMS = 128
+STAGES_PER_SUPERBLOCK = 4
+# The four that Rademacher's target is about, and VIADD, which is sm_90's IADD3 of two.
+ALU_OF_TARGET = {"LOP3", "SHF", "IADD3", "VIADD", "PRMT"}
+ALU = ALU_OF_TARGET | {"LEA", "ISETP", "SEL", "FMNMX", "FSETP", "FSEL", "IABS", "VIMNMX", "IMNMX"}
+LOADS = {"LDS", "LDG", "LD", "LDGSTS"}
+
+# Multiprocessors, GHz, and cycles of one of a multiprocessor's four schedulers: a bf16 m16n8k16
+# instruction at the data sheet's rate, an ALU instruction, an integer multiply-add.
+DEVICES = {80: ("A100", 108, 1.41, 8, 2, 2), 90: ("H200", 132, 1.83, 4, 2, 2)}
+SHAPES = [(32, 10**7, 4096), (64, 10**8, 8192), (8, 10**9, 4096)]
+
+
+@dataclasses.dataclass
+class Kernel:
+    """One kernel of one architecture."""
+
+    arch: int
+    name: str
+    registers: int
+    stack: int
+    local: int
+    shared: int  # static
+    code: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def opcodes(self) -> collections.Counter[str]:
+        """Return how often each instruction occurs."""
+        return collections.Counter(opcode(text) for _, text in self.code)
+
+    @property
+    def spills(self) -> int:
+        """Return the number of instructions that touch local memory."""
+        return self.opcodes["LDL"] + self.opcodes["STL"]
+
+    @property
+    def tile(self) -> tuple[str, int, int, int] | None:
+        """Return (kind, passes, columns a warp, rows) of a multiplying kernel, else None."""
+        found = re.search(r"\d(Rademacher|Normal)EntriesELi(\d+)ELi(\d+)ELi(\d+)E", self.name)
+        if found is None:
+            return None
+        passes, column_tiles, row_tiles = map(int, found.groups()[1:])
+        return found[1].lower(), passes, 16 * column_tiles, 8 * row_tiles
+
+    @property
+    def label(self) -> str:
+        """Return the name for the table."""
+        if self.tile is None:
+            found = re.search(r"\d([a-z_]+_kernel)(ILNS_4KindE(\d))?", self.name)
+            if found is None:
+                return self.name
+            return found[1] + {None: "", "0": " rademacher", "1": " normal"}[found[3]]
+        kind, passes, columns, rows = self.tile
+        return f"{kind} x{passes} [{columns} x {rows}]"
+
+
+def find_cuobjdump() -> str | None:
+    """Return a disassembler's path, or None."""
+    candidates = [os.environ.get("CUOBJDUMP"), shutil.which("cuobjdump")]
+    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        candidates.append(home and f"{home}/bin/cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        candidates.append(str(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"))
+    return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
+
+
+def opcode(text: str) -> str:
+    """Return an instruction's name without guard and modifiers."""
+    return re.sub(r"^@!?U?P\w+ ", "", text).split()[0].split(".")[0]
+
+
+def read_kernels(cuobjdump: str, binary: str) -> list[Kernel]:
+    """Return the kernels of all architectures in a binary."""
+
+    def output(option: str) -> list[str]:
+        command = [cuobjdump, option, binary]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )
+
+    kernels: dict[tuple[int, str], Kernel] = {}
+    arch, name = 0, ""
+    for line in output("-res-usage"):
+        if found := re.match(r"arch = sm_(\d+)", line):
+            arch = int(found[1])
+        elif found := re.match(r"\s*Function (\w+):", line):
+            name = found[1]
+        elif found := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, found.groups())
+            kernels[arch, name] = Kernel(arch, name, registers, stack, local, shared)
+    current = None
+    for line in output("-sass"):
+        if found := re.match(r"arch = sm_(\d+)", line):
+            arch, current = int(found[1]), None
+        elif found := re.match(r"\s*Function : (\w+)", line):
+            current = kernels.get((arch, found[1]))
+        elif current is not None and (
+            found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?) *;", line)
+        ):
+            current.code.append((int(found[1], 16), found[2]))
+    return list(kernels.values())
+
+
+@dataclasses.dataclass
+class Block:
+    """A basic block and how often a stage runs it."""
+
+    opcodes: collections.Counter[str]
+    role: str  # "multiply", "generate" or "staging"
+    runs: float
+    falls_through: bool
+
+
+def branch_target(text: str) -> int | None:
+    found = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+    return int(found[1], 16) if found else None
+
+
+def main_loop(kernel: Kernel) -> list[Block]:
+    """Return the blocks of the largest loop with matrix instructions in it."""
+    assert kernel.tile is not None
+    _, _, _, rows = kernel.tile
+    loops = []
+    for address, text in kernel.code:
+        target = branch_target(text)
+        if target is not None and target < address:
+            inside = [opcode(t) for a, t in kernel.code if target <= a <= address]
+            loops.append((target, address, inside))
+    with_matrix = [loop for loop in loops if "HMMA" in loop[2]]
+    begin, end, _ = max(with_matrix, key=lambda loop: loop[1] - loop[0])
+    code = [(a, t) for a, t in kernel.code if begin <= a <= end]
+    targets = {branch_target(text) for _, text in kernel.code}
+    blocks: list[list[tuple[int, str]]] = [[]]
+    for address, text in code:
+        if blocks[-1] and address in targets:
+            blocks.append([])
+        blocks[-1].append((address, text))
+        if opcode(text) == "BRA":
+            blocks.append([])
+    result: list[Block] = []
+    for block in blocks:
+        if not block:
+            continue
+        opcodes = collections.Counter(opcode(text) for _, text in block)
+        wide = sum("IMAD.WIDE.U32" in text for _, text in block)
+        role, runs = "staging", 1.0
+        if opcodes["HMMA"]:
+            role = "multiply"
+        elif wide >= 16:
+            role, runs = "generate", 1 / STAGES_PER_SUPERBLOCK
+        elif opcodes["HADD2"] or opcodes["F2F"] or opcodes["LD"] or opcodes["LDG"]:
+            runs = 0  # other dtypes, and elements one by one
+        for low, high, inside in loops:
+            if (low, high) == (begin, end) or not low <= block[0][0] <= high:
+                continue
+            copies_16 = any(
+                "LDGSTS" in text and ".128" in text for a, text in code if low <= a <= high
+            )
+            if "HMMA" in inside:
+                runs *= STAGE_PARAMS // 16  # a step a turn
+            elif copies_16:
+                runs *= max(1, rows * STAGE_PARAMS // 4 // 256)  # a copy of 4 elements a turn
+            elif role == "staging":
+                runs = 0
+        falls_through = opcode(block[-1][1]) != "BRA"
+        result.append(Block(opcodes, role, runs, falls_through))
+    # What leads only to a path not taken is not taken either.
+    for block, following in zip(result[-2::-1], result[:0:-1], strict=True):
+        if block.role == "staging" and block.falls_through and following.runs == 0:
+            block.runs = 0
+    return result
+
+
+def count(blocks: list[Block], names: set[str] | None, roles: set[str]) -> float:
+    """Return executions a stage of the named opcodes (None: all) in blocks of these roles."""
+    return sum(
+        block.runs * number
+        for block in blocks
+        if block.role in roles
+        for name, number in block.opcodes.items()
+        if names is None or name in names
+    )
+
+
+MAKING = {"multiply", "generate"}
+ALL = MAKING | {"staging"}
+
+
+def loop_report(kernel: Kernel) -> dict[str, float]:
+    """Return the main loop's figures for one warp and stage."""
+    assert kernel.tile is not None
+    _, _, columns, _ = kernel.tile
+    blocks = main_loop(kernel)
+    pairs = columns * STAGE_PARAMS / 2 / 32  # of entries, a thread
+    matrix = count(blocks, {"HMMA"}, ALL)
+    return {
+        "matrix": matrix,
+        "issue": count(blocks, None, ALL),
+        "issue_staging": count(blocks, None, {"staging"}),
+        "alu": count(blocks, ALU, ALL),
+        "imad": count(blocks, {"IMAD"}, ALL),
+        "loads": count(blocks, LOADS, ALL),
+        "loads_per_matrix": count(blocks, LOADS, MAKING) / matrix,
+        "alu_per_matrix": count(blocks, ALU, ALL) / matrix,
+        "target_alu_per_pair": count(blocks, ALU_OF_TARGET, MAKING) / pairs,
+        "target_alu_per_pair_with_staging": count(blocks, ALU_OF_TARGET, ALL) / pairs,
+        "issue_per_pair": count(blocks, None, ALL) / pairs,
+    }
+
+
+def bound_times(kernel: Kernel, shape: tuple[int, int, int]) -> dict[str, float]:
+    """Return milliseconds for a shape, pipe by pipe, by instruction counts alone."""
+    assert kernel.tile is not None
+    _, _, columns, rows = kernel.tile
+    _, multiprocessors, gigahertz, matrix_cycles, alu_cycles, imad_cycles = DEVICES[kernel.arch]
+    batch, params, proj_dim = shape
+    report = loop_report(kernel)
+    warp_stages = -(-params // STAGE_PARAMS) * -(-proj_dim // columns) * -(-batch // rows)
+    unit = warp_stages / (4 * multiprocessors * gigahertz * 1e9) * 1e3
+    return {
+        "matrix": unit * report["matrix"] * matrix_cycles,
+        "issue": unit * report["issue"],
+        "alu": unit * report["alu"] * alu_cycles,
+        "imad": unit * report["imad"] * imad_cycles,
+    }
+
+
+def kernel_for(kernels: list[Kernel], arch: int, kind: str, passes: int, batch: int) -> Kernel:
+    """Return the kernel that a batch gets: the smallest tile that holds it, else the largest."""
+    tiles = [k for k in kernels if k.arch == arch and k.tile and k.tile[:2] == (kind, passes)]
+    tiles.sort(key=lambda k: k.tile[3] if k.tile else 0)
+    return next((k for k in tiles if k.tile and k.tile[3] >= batch), tiles[-1])
+
+
+def main() -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, nargs="+", help="architectures, such as 80 90")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None or not hasattr(_C, "cuda_kernels"):
+        raise SystemExit("needs cuobjdump (pip install triton has one) and a build with CUDA")
+    kernels = read_kernels(cuobjdump, _C.__file__)
+    kernels = [k for k in kernels if not options.arch or k.arch in options.arch]
+    dynamic = {
+        (k["kind"], k["passes"], k["tile_columns"] * 32 // k["threads"], k["tile_rows"]): k
+        for k in _C.cuda_kernels()
+    }
+    table, records = [], []
+    for kernel in sorted(kernels, key=lambda k: (k.arch, k.label)):
+        shared = kernel.shared
+        loop: dict[str, float] = {}
+        if kernel.tile is not None and kernel.arch >= 80:
+            shared += dynamic[kernel.tile]["shared_bytes"]
+            loop = loop_report(kernel)
+        names = ("matrix", "issue", "issue_staging", "alu_per_matrix", "loads_per_matrix")
+        names += ("target_alu_per_pair", "target_alu_per_pair_with_staging", "issue_per_pair")
+        table.append(
+            [
+                f"sm_{kernel.arch} {kernel.label}",
+                str(kernel.registers),
+                str(shared),
+                str(kernel.stack),
+                str(kernel.spills),
+                *(f"{loop[name]:.3g}" if loop else "" for name in names),
+            ]
+        )
+        records.append(
+            {
+                "arch": kernel.arch,
+                "kernel": kernel.label,
+                "registers": kernel.registers,
+                "shared_bytes": shared,
+                "stack": kernel.stack,
+                "spills": kernel.spills,
+                "matrix_instructions": kernel.opcodes["HMMA"],
+                "main_loop": loop,
+            }
+        )
+    header = ["kernel x passes [columns a warp x rows]", "regs", "shared", "stack", "spills"]
+    header += [
+        "HMMA",
+        "issue",
+        "staging",
+        "ALU/HMMA",
+        "loads/HMMA",
+        "ALU/pair",
+        "all",
+        "issue/pair",
+    ]
+    measure.print_table(
+        "from machine code; per warp and stage of 128 parameters\n"
+        "ALU/pair: LOP3, SHF, IADD3, VIADD, PRMT per pair of entries made, Philox included; "
+        "all: with staging",
+        header,
+        table,
+    )
+    times = []
+    for arch in sorted({k.arch for k in kernels} & set(DEVICES)):
+        for batch, params, proj_dim in SHAPES:
+            for kind in ("rademacher", "normal"):
+                for passes in (1, 2, 3):
+                    kernel = kernel_for(kernels, arch, kind, passes, batch)
+                    bound = bound_times(kernel, (batch, params, proj_dim))
+                    times.append(
+                        [
+                            f"{DEVICES[arch][0]} {kind} x{passes}",
+                            f"({batch}, {params:.0e}, {proj_dim})",
+                            *(f"{bound[name]:.1f}" for name in ("matrix", "issue", "alu", "imad")),
+                            max(bound, key=lambda name: bound[name]),
+                        ]
+                    )
+    measure.print_table(
+        "ms, from machine code, not timed: each pipe as if the others were free",
+        ["kernel", "(B, P, k)", "matrix", "issue", "ALU", "IMAD", "largest"],
+        times,
+    )
+    measure.write_json(options.json, "machine_code", {}, records)
+
+
+if __name__ == "__main__":
+    main()

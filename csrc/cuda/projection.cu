@@ -1,0 +1,131 @@
+#include "projection.h"
+
+#include <algorithm>
+#include <string>
+
+#include "run_projection.h"
+
+namespace trak_ext {
+namespace {
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// Makes a device the current one, and the one before it current again at the end.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    const cudaError_t error = cudaGetDevice(&before_);
+    if (error == cudaErrorInsufficientDriver) {
+      int driver = 0;
+      (void)cudaDriverGetVersion(&driver);
+      (void)cudaGetLastError();
+      throw std::runtime_error(driver == 0
+                                   ? std::string("CUDA: no driver is installed")
+                                   : "CUDA: the driver supports CUDA " + version_text(driver) +
+                                         ", and this build needs one that supports " +
+                                         version_text(CUDART_VERSION));
+    }
+    device::check(error, "cudaGetDevice");
+    if (device != before_) device::check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != before_;
+  }
+  ~DeviceGuard() {
+    if (changed_) (void)cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  device::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                "cudaDeviceGetAttribute");
+  device::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                "cudaDeviceGetAttribute");
+  return 10 * major + minor;
+}
+
+// The architecture that a kernel's code was written for, which is not the device's where the driver
+// compiled it from PTX. Throws where the build has no code for the device.
+template <class Kernel>
+int code_architecture(Kernel kernel, int device) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+      error == cudaErrorUnsupportedPtxVersion) {
+    (void)cudaGetLastError();
+    const int found = compute_capability(device);
+    throw std::runtime_error("CUDA: this build has code for architectures " +
+                             std::string(TRAK_EXT_CUDA_ARCHITECTURES) +
+                             ", and none that runs on compute capability " +
+                             std::to_string(found / 10) + "." + std::to_string(found % 10));
+  }
+  device::check(error, "cudaFuncGetAttributes");
+  return attributes.ptxVersion;
+}
+
+Multiplier choose_multiplier(Kind kind, int passes, int64_t rows, int device) {
+  const Multiplier multiplier = tensor_core_multiplier(kind, passes, rows);
+  // Code for sm_75 has no bf16 matrix instruction, on whatever device it runs.
+  return code_architecture(multiplier.kernel, device) >= 80 ? multiplier : plain_multiplier(kind);
+}
+
+}  // namespace
+
+int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit) {
+  constexpr auto kSumBytes = static_cast<int64_t>(sizeof(float));
+  const int64_t rows = problem.rows, columns = problem.proj_dim;
+  if (rows == 0 || columns == 0) return 0;
+  const int64_t least = std::min<int64_t>(rows, kTileRowsMax) *
+                        std::min<int64_t>(columns, kTileColumnsMax) * kSumBytes;
+  int64_t chunks = 0;
+  for (int64_t i = 0; i < problem.num_grads; ++i) {
+    chunks = std::max(chunks, count_chunks(problem.grads[i]));
+  }
+  const double wanted = static_cast<double>(chunks) * static_cast<double>(rows) *
+                        static_cast<double>(columns) * static_cast<double>(kSumBytes);
+  if (wanted > static_cast<double>(limit)) return std::max(least, limit);
+  return std::max(least, chunks * rows * columns * kSumBytes);
+}
+
+void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue) {
+  const DeviceGuard guard(queue.device);
+  for (int64_t i = 0; i < problem.num_grads; ++i) {
+    const GradientView& grad = problem.grads[i];
+    const Multiplier multiplier = choose_multiplier(
+        problem.law.kind, passes_of(grad.dtype, problem.passes), problem.rows, queue.device);
+    run_projection(multiplier, problem.law, grad, problem.rows, problem.proj_dim, problem.out,
+                   {problem.workspace, problem.workspace_bytes},
+                   reinterpret_cast<cudaStream_t>(queue.stream));
+  }
+}
+
+void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
+                      float* out, const CudaQueue& queue) {
+  const DeviceGuard guard(queue.device);
+  (void)code_architecture(matrix_kernel<Kind::kRademacher>, queue.device);
+  run_fill_matrix({law, param_offset, params, proj_dim, out},
+                  reinterpret_cast<cudaStream_t>(queue.stream));
+}
+
+std::vector<CudaKernel> cuda_kernels() {
+  std::vector<CudaKernel> kernels;
+  for (Kind kind : {Kind::kRademacher, Kind::kNormal}) {
+    for (int passes = 1; passes <= 3; ++passes) {
+      for (int64_t rows = 1; rows <= kTileRowsMax;) {
+        const Multiplier found = tensor_core_multiplier(kind, passes, rows);
+        kernels.push_back(
+            {kind, passes, found.tile_rows, found.tile_columns, found.threads, found.shared_bytes});
+        rows = found.tile_rows + 1;
+      }
+    }
+  }
+  return kernels;
+}
+
+}  // namespace trak_ext

@@ -1,0 +1,54 @@
+// The contract between the bindings and the CUDA projection; no CUDA header needed to call it.
+// Failures of the CUDA runtime are std::runtime_error, a workspace that is too small is
+// std::invalid_argument.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../problem.h"
+
+namespace trak_ext {
+
+// Where the work goes: a device by its number, and a stream of it (a cudaStream_t as an address).
+struct CudaQueue {
+  int device;
+  uintptr_t stream;
+};
+
+// out[b, j] += sum_p g[b, p] R[p, j] for every tensor in turn.
+struct CudaProjectionProblem {
+  MatrixLaw law;
+  const GradientView* grads;
+  int64_t num_grads;
+  int64_t rows;
+  int64_t proj_dim;
+  OutputView out;
+  int passes;  // bf16 parts of an fp32 gradient: 1, 2 or 3
+  float* workspace;
+  int64_t workspace_bytes;
+};
+
+// What a projection can use, `limit` at most, unless the least that it can do with is more
+// (64 KiB, or the size of the output).
+int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit);
+
+// Both only add work to the stream: they allocate nothing and wait for nothing.
+void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue);
+// out[p, j] = R[param_offset + p, j] for p < params.
+void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
+                      float* out, const CudaQueue& queue);
+
+// The kernels with matrix instructions that this build has, for the report on the machine code.
+struct CudaKernel {
+  Kind kind;
+  int passes;
+  int tile_rows;
+  int tile_columns;
+  int threads;
+  int shared_bytes;  // dynamic
+};
+
+std::vector<CudaKernel> cuda_kernels();
+
+}  // namespace trak_ext

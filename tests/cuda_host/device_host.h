@@ -1,0 +1,123 @@
+// The device's operations on the host (see csrc/cuda/device.h), strict where a device is lenient:
+//
+//   - every thread of a block is a fiber; which one runs next is drawn at random;
+//   - shared memory starts as NaN, and reading what nobody wrote is an error;
+//   - two threads that touch the same shared bytes between two barriers, one of them writing, are
+//   an
+//     error, whatever order they happened to run in;
+//   - asynchronous copies land when they are waited for, not before;
+//   - every access is checked against the memory that the caller named.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "runner.h"
+
+#define TRAK_EXT_DEVICE inline
+#define TRAK_EXT_KERNEL(threads, blocks_per_sm) inline void
+#define TRAK_EXT_KERNEL_ARGUMENT const
+#define TRAK_EXT_DEVICE_TABLE static const
+
+namespace trak_ext::device {
+
+using Stream = void*;
+using host_run::Runner;
+
+inline int thread_index() { return Runner::get().thread(); }
+inline int64_t block_index() { return Runner::get().block(); }
+inline void block_barrier() { Runner::get().block_barrier(); }
+inline char* shared_memory() { return Runner::get().shared(); }
+
+template <class T>
+T load_shared(const void* address) {
+  Runner::get().read_shared(address, sizeof(T), alignof(T));
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+template <class T>
+void store_shared(void* address, T value) {
+  Runner::get().write_shared(address, sizeof(T), alignof(T));
+  std::memcpy(address, &value, sizeof(T));
+}
+template <class T>
+T load_global(const void* address) {
+  Runner::get().check_global(address, sizeof(T), alignof(T));
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+template <class T>
+void store_global(void* address, T value) {
+  Runner::get().check_global(address, sizeof(T), alignof(T));
+  std::memcpy(address, &value, sizeof(T));
+}
+
+template <int kBytes>
+void copy_async(void* shared, const void* global) {
+  Runner::get().copy_async(shared, global, kBytes);
+}
+inline void commit_copies() { Runner::get().commit_copies(); }
+template <int kPending>
+void wait_copies() {
+  Runner::get().wait_copies(kPending);
+}
+
+inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Runner::get().multiply_bf16(d, a, b0, b1);
+}
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline uint32_t to_bf16(float value, bool nearest) {
+  const uint32_t bits = bits_of(value);
+  if (std::isnan(value)) return 0x7FFFu;
+  return (nearest ? bits + 0x7FFFu + ((bits >> 16) & 1u) : bits) >> 16;
+}
+inline uint32_t pack_nearest(float lower, float upper) {
+  return to_bf16(lower, true) | to_bf16(upper, true) << 16;
+}
+inline uint32_t pack_truncated(float lower, float upper) {
+  return to_bf16(lower, false) | to_bf16(upper, false) << 16;
+}
+
+inline float lesser(float a, float b) { return std::fmin(a, b); }
+inline float greater(float a, float b) { return std::fmax(a, b); }
+
+inline float half_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const int mantissa = bits & 1023;
+  float magnitude = std::ldexp(static_cast<float>(exponent == 0 ? mantissa : mantissa + 1024),
+                               (exponent == 0 ? 1 : exponent) - 25);
+  if (exponent == 31) magnitude = mantissa == 0 ? INFINITY : NAN;
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+inline uint32_t clear_then_set(uint32_t word, uint32_t mask, uint32_t one) {
+  return (~word & mask) | one;
+}
+
+template <class Argument>
+void launch(void (*kernel)(Argument), int64_t blocks, int threads, int shared_bytes,
+            Stream /*stream*/, Argument argument) {
+  struct Call {
+    void (*kernel)(Argument);
+    const Argument* argument;
+  };
+  Call call = {kernel, &argument};
+  Runner::get().run(
+      blocks, threads, shared_bytes,
+      [](void* data) {
+        const Call& call = *static_cast<Call*>(data);
+        call.kernel(*call.argument);
+      },
+      &call);
+}
+
+}  // namespace trak_ext::device

@@ -1,0 +1,151 @@
+"""Builds the CUDA projection's sources with the host's C++ compiler and calls them with ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+HOST = Path(__file__).resolve().parent
+KINDS = {"rademacher": 0, "normal": 1}
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+PASSES = {"plain": 0, "medium": 1, "high": 2, "highest": 3}
+FLAGS = [
+    *("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"),
+]
+NO_NORMAL = """
+#include "multipliers.h"
+trak_ext::Multiplier trak_ext::normal_multiplier(int, int64_t) { return {}; }
+"""
+
+
+class Law(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int),
+        ("seed_low", ctypes.c_uint32),
+        ("seed_high", ctypes.c_uint32),
+        ("model_id", ctypes.c_uint32),
+    ]
+
+
+class Gradient(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("params", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("param_stride", ctypes.c_int64),
+        ("param_offset", ctypes.c_uint64),
+    ]
+
+
+class Problem(ctypes.Structure):
+    _fields_ = [
+        ("law", Law),
+        ("grad", Gradient),
+        ("rows", ctypes.c_int64),
+        ("proj_dim", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_row_stride", ctypes.c_int64),
+        ("out_column_stride", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+        ("tile_for_rows", ctypes.c_int64),
+        ("passes", ctypes.c_int),
+        ("order_seed", ctypes.c_uint64),
+    ]
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [
+        ("law", Law),
+        ("param_offset", ctypes.c_uint64),
+        ("params", ctypes.c_int64),
+        ("proj_dim", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+    ]
+
+
+def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
+    return Law(KINDS[kind], seed & 0xFFFFFFFF, seed >> 32, model_id)
+
+
+class HostLibrary:
+    """The kernels of one source tree, all of them or, to build sooner, without the normal ones."""
+
+    def __init__(self, folder: Path, sources: Path = SOURCES, normal: bool = True) -> None:
+        library = folder / "projection_host.so"
+        files = [HOST / "runner.cpp", HOST / "projection_host.cpp"]
+        files += [sources / "cuda" / f"{name}_tiles.cu" for name in ("rademacher", "plain")]
+        if normal:
+            files.append(sources / "cuda" / "normal_tiles.cu")
+        else:
+            files.append(folder / "no_normal.cpp")
+            files[-1].write_text(NO_NORMAL)
+        includes = [f"-I{sources / 'cuda'}", f"-I{HOST}"]
+        command = [os.environ.get("CXX", "c++"), *FLAGS, *includes, "-x", "c++"]
+        subprocess.run([*command, *map(str, files), "-o", str(library)], check=True)
+        self._library = ctypes.CDLL(str(library))
+        self._library.host_project.restype = ctypes.c_char_p
+        self._library.host_fill_matrix.restype = ctypes.c_char_p
+        self._library.host_sizeof_problem.restype = ctypes.c_int64
+        assert self._library.host_sizeof_problem() == ctypes.sizeof(Problem)
+
+    def project(
+        self,
+        grads: Tensor,
+        proj_dim: int,
+        *,
+        precision: str = "high",
+        param_offset: int = 0,
+        out: Tensor | None = None,
+        workspace_bytes: int = 2**20,
+        tile_for_rows: int | None = None,
+        order_seed: int = 1,
+        **law: Any,
+    ) -> Tensor:
+        """Return grads @ R by the CUDA kernels; a fault is a RuntimeError."""
+        if out is None:
+            out = torch.zeros(grads.shape[0], proj_dim)
+        workspace = torch.full((max(workspace_bytes // 4, 1),), float("nan"))
+        problem = Problem(
+            law=make_law(**law),
+            grad=Gradient(
+                grads.data_ptr(),
+                DTYPES[grads.dtype],
+                grads.shape[1],
+                grads.stride(0),
+                grads.stride(1),
+                param_offset,
+            ),
+            rows=grads.shape[0],
+            proj_dim=proj_dim,
+            out=out.data_ptr(),
+            out_row_stride=out.stride(0),
+            out_column_stride=out.stride(1),
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace_bytes,
+            tile_for_rows=grads.shape[0] if tile_for_rows is None else tile_for_rows,
+            passes=PASSES[precision],
+            order_seed=order_seed,
+        )
+        error = self._library.host_project(ctypes.byref(problem))
+        if error is not None:
+            raise RuntimeError(error.decode())
+        return out
+
+    def matrix(self, num_params: int, proj_dim: int, param_offset: int = 0, **law: Any) -> Tensor:
+        """Return rows of R by the CUDA kernel that fills them in."""
+        out = torch.full((num_params, proj_dim), float("nan"))
+        problem = Matrix(make_law(**law), param_offset, num_params, proj_dim, out.data_ptr())
+        error = self._library.host_fill_matrix(ctypes.byref(problem))
+        if error is not None:
+            raise RuntimeError(error.decode())
+        return out

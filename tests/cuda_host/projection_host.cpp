@@ -1,0 +1,77 @@
+// The projection's kernels as a plain shared library for the tests (test_cuda_host_projection.py).
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "run_projection.h"
+#include "runner.h"
+
+namespace {
+
+using trak_ext::host_run::Runner;
+
+std::string message;
+
+template <class Body>
+const char* caught(const Body& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+int64_t bytes_of(const trak_ext::GradientView& grad, int64_t rows) {
+  if (rows == 0 || grad.params == 0) return 0;
+  return ((rows - 1) * grad.row_stride + (grad.params - 1) * grad.param_stride + 1) *
+         trak_ext::element_bytes(grad.dtype);
+}
+
+}  // namespace
+
+struct HostProblem {
+  trak_ext::MatrixLaw law;
+  trak_ext::GradientView grad;
+  int64_t rows;
+  int64_t proj_dim;
+  trak_ext::OutputView out;
+  trak_ext::Workspace workspace;
+  int64_t tile_for_rows;  // the tile that this batch would get
+  int passes;             // 0: the kernel without matrix instructions
+  uint64_t order_seed;
+};
+
+extern "C" const char* host_project(const HostProblem* problem) {
+  return caught([&] {
+    const HostProblem& p = *problem;
+    Runner& runner = Runner::get();
+    runner.begin(p.order_seed);
+    runner.allow(p.grad.data, bytes_of(p.grad, p.rows));
+    runner.allow(p.workspace.data, p.workspace.bytes);
+    if (p.rows > 0 && p.proj_dim > 0) {
+      runner.allow(p.out.data,
+                   ((p.rows - 1) * p.out.row_stride + (p.proj_dim - 1) * p.out.column_stride + 1) *
+                       static_cast<int64_t>(sizeof(float)));
+    }
+    const trak_ext::Multiplier multiplier =
+        p.passes == 0
+            ? trak_ext::plain_multiplier(p.law.kind)
+            : trak_ext::tensor_core_multiplier(
+                  p.law.kind, trak_ext::passes_of(p.grad.dtype, p.passes), p.tile_for_rows);
+    trak_ext::run_projection(multiplier, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
+                             nullptr);
+  });
+}
+
+extern "C" const char* host_fill_matrix(const trak_ext::MatrixProblem* problem) {
+  return caught([&] {
+    Runner& runner = Runner::get();
+    runner.begin(0);
+    runner.allow(problem->out, problem->params * problem->proj_dim * 4);
+    trak_ext::run_fill_matrix(*problem, nullptr);
+  });
+}
+
+extern "C" int64_t host_sizeof_problem() { return sizeof(HostProblem); }

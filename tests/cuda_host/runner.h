@@ -1,0 +1,74 @@
+// Runs kernels on the host, a fiber a thread, a block after the other (see device_host.h).
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace trak_ext::host_run {
+
+struct Fiber;
+
+class Runner {
+ public:
+  static Runner& get();
+  ~Runner();
+
+  // For the next launches: what decides the order of threads and blocks, and which memory there is.
+  void begin(uint64_t order_seed);
+  void allow(const void* address, int64_t bytes);
+
+  // Runs body(data) in every thread of every block. Throws std::runtime_error with the first fault.
+  void run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data);
+
+  int thread() const { return current_; }
+  int64_t block() const { return block_; }
+  char* shared() { return shared_; }
+
+  void block_barrier();
+  void read_shared(const void* address, int bytes, int alignment);
+  void write_shared(const void* address, int bytes, int alignment);
+  void check_global(const void* address, int bytes, int alignment);
+  void copy_async(void* shared, const void* global, int bytes);
+  void commit_copies();
+  void wait_copies(int pending);
+  void multiply_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+
+ private:
+  // Two bytes of shared memory: who touched them last, and between which barriers.
+  struct Cell {
+    int64_t write_epoch = -1;
+    int64_t read_epoch = -1;
+    int writer = -1;
+    int reader = -1;  // kMany if several
+    bool written = false;
+    int in_flight = 0;
+  };
+  static constexpr int kMany = -2;
+
+  Runner() = default;
+  void run_block(int threads, int shared_bytes);
+  void pause(int state);
+  void release(int state, int first, int count);
+  void fault(const std::string& what);
+  Cell* cells_of(const void* address, int bytes, int alignment);
+  void mark_written(Cell& cell, const char* what);
+  static void enter();
+
+  std::mt19937_64 random_{0};
+  std::vector<std::pair<uintptr_t, uintptr_t>> ranges_;
+  std::vector<Fiber*> fibers_;
+  std::vector<char> shared_storage_;
+  std::vector<Cell> cells_;
+  char* shared_ = nullptr;
+  int shared_bytes_ = 0;
+  int64_t block_ = 0;
+  int64_t epoch_ = 0;
+  int current_ = 0;
+  void (*body_)(void*) = nullptr;
+  void* data_ = nullptr;
+  std::string fault_;
+};
+
+}  // namespace trak_ext::host_run

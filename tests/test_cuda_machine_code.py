@@ -1,0 +1,72 @@
+"""The compiled CUDA kernels, read from the extension: what is promised of them without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from trak_ext import _C
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+@pytest.fixture(scope="module")
+def report():
+    if not hasattr(_C, "cuda_kernels"):
+        pytest.skip("trak_ext was built without CUDA")
+    sys.path.insert(0, str(BENCH))
+    try:
+        import machine_code
+    finally:
+        sys.path.remove(str(BENCH))
+    if machine_code.find_cuobjdump() is None:
+        pytest.skip("no cuobjdump (the CUDA toolkit and the triton package have one)")
+    return machine_code
+
+
+@pytest.fixture(scope="module")
+def kernels(report):
+    found = report.read_kernels(report.find_cuobjdump(), _C.__file__)
+    assert found
+    assert all(kernel.code for kernel in found)
+    return found
+
+
+def test_no_kernel_spills_or_uses_local_memory(kernels):
+    assert [k.label for k in kernels if k.stack or k.local or k.spills] == []
+
+
+def test_every_tile_is_there_and_has_matrix_instructions(kernels):
+    for arch in {k.arch for k in kernels if k.arch >= 80}:
+        tiles = {k.tile: k for k in kernels if k.arch == arch and k.tile is not None}
+        expected = {
+            (k["kind"], k["passes"], k["tile_columns"] * 32 // k["threads"], k["tile_rows"])
+            for k in _C.cuda_kernels()
+        }
+        assert set(tiles) == expected
+        assert all(kernel.opcodes["HMMA"] > 0 for kernel in tiles.values())
+
+
+def test_no_kernel_asks_for_more_shared_memory_than_its_devices_have(kernels):
+    # A block's limit on sm_86, 89 and 120, the least of those that run these kernels.
+    assert max(k["shared_bytes"] for k in _C.cuda_kernels()) + 1024 <= 99 * 1024
+
+
+def test_gradients_are_copied_asynchronously_16_bytes_at_a_time(kernels):
+    for kernel in kernels:
+        if kernel.arch >= 80 and kernel.tile is not None:
+            assert any("LDGSTS" in text and ".128" in text for _, text in kernel.code), kernel.label
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_signs_cost_at_most_one_and_a_half_alu_instructions_a_pair(report, kernels, arch):
+    found = [k for k in kernels if k.arch == arch and k.tile and k.tile[0] == "rademacher"]
+    if not found:
+        pytest.skip(f"not built for sm_{arch}")
+    for kernel in found:
+        figures = report.loop_report(kernel)
+        _, passes, columns, rows = kernel.tile
+        assert figures["matrix"] == columns / 16 * rows / 8 * 8 * passes
+        assert figures["target_alu_per_pair"] <= 1.5, (kernel.label, figures)
