@@ -11,6 +11,11 @@ enum class Kind : int { kRademacher = 0, kNormal = 1 };
 enum class Precision : int { kMedium = 1, kHigh = 2, kHighest = 3 };
 enum class DType : int { kFloat64 = 0, kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
+// Bytes.
+static inline constexpr int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 // The law's arguments: matrix entry (p, j) is a function of these, p and j alone.
 struct MatrixLaw {
   Kind kind;

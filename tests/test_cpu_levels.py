@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from children import run_python
 
 import trak_ext
 
@@ -45,8 +42,7 @@ np.savez(sys.argv[2], **results)
 
 
 def run_level(level: str, path) -> dict[str, np.ndarray]:
-    environment = {**os.environ, "TRAK_EXT_CPU_LEVEL": level}
-    subprocess.run([sys.executable, "-c", CHILD, level, str(path)], check=True, env=environment)
+    run_python(CHILD, level, str(path), TRAK_EXT_CPU_LEVEL=level)
     with np.load(path) as file:
         return dict(file)
 
@@ -88,11 +84,8 @@ def test_real_sums_agree_to_tolerance(results):
 
 
 def test_unknown_level_is_refused():
-    environment = {**os.environ, "TRAK_EXT_CPU_LEVEL": "avx1024"}
     code = "import torch, trak_ext; trak_ext.project(torch.ones(1, 1), 1)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+    run = run_python(code, check=False, TRAK_EXT_CPU_LEVEL="avx1024")
     assert run.returncode != 0
     expected = "ValueError: TRAK_EXT_CPU_LEVEL: expected a level that this machine runs (baseline"
     assert expected in run.stderr

@@ -29,10 +29,17 @@ def test_far_rows_are_not_near_rows_again():
             assert abs(float(agreement) - 0.5) < 5 * 0.5 / (128 * 64) ** 0.5
 
 
-def test_strides_beyond_two_to_the_31_elements():
-    # One row that repeats a tiny buffer: rows 2**31 elements apart would need 8 GiB; a stride of 0
-    # in parameters reaches the same arithmetic without the memory.
-    grads = torch.ones(1, 1).expand(2, 2**20)
-    got = trak_ext.project(grads, 4)
-    matrix = trak_ext.projection_matrix(2**20, 4)
-    assert torch.equal(got, matrix.sum(0, dtype=torch.float64).float().expand(2, 4))
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((2, 64), (2**31, 1)), ((1, 2), (1, 2**31)), ((2, 2), (64, 2**31))]
+)
+def test_strides_beyond_two_to_the_31_elements(tmp_path, shape, strides):
+    # A sparse file: 4 GiB to look at, a few pages on disk.
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(2 * (2**31 + 4096))
+    far = torch.from_file(str(path), shared=True, size=2**31 + 4096, dtype=torch.float16)
+    grads = far.as_strided(shape, strides)
+    grads.copy_(torch.randint(-9, 10, shape))
+    expected = trak_ext.project(grads.clone(), 20)
+    assert torch.equal(trak_ext.project(grads, 20), expected)
+    assert expected.any()

@@ -90,3 +90,13 @@ def test_its_error_does_not_grow_with_the_number_of_parameters():
         errors.append(float((got - exact).norm() / exact.norm()))
     assert errors[1] <= 1.5 * errors[0] + 2**-24
     assert math.isfinite(errors[0])
+
+
+@pytest.mark.parametrize("value", [1e36, 3.4e38 / 400])
+def test_the_largest_finite_gradients_stay_finite(value):
+    signs = torch.randint(0, 2, (3, 400)) * 2 - 1
+    grads = signs * value
+    got = trak_ext.project(grads, 64, precision="medium").double()
+    exact = grads.double() @ trak_ext.projection_matrix(400, 64).double()
+    assert torch.isfinite(got).all()
+    assert ((got - exact).norm(dim=1) / exact.norm(dim=1)).max() <= 2**-9

@@ -119,3 +119,32 @@ def test_the_gil_is_released():
     counter.join()
     inside = [tick for tick in ticks if begin < tick < end]
     assert len(inside) >= 5
+
+
+WRONG = [
+    ([torch.ones(2, 5), torch.ones(1, 5)], torch.zeros(2, 4), r"grads\[1\]: expected 2 rows"),
+    ([torch.ones(2, 5)], torch.zeros(2, 4).half(), "out: expected a torch.float32"),
+    ([torch.ones(2, 5)], torch.zeros(8), "out: expected a torch.float32"),
+    ([torch.ones(5)], torch.zeros(5, 4), r"grads\[0\]: expected a dense"),
+    ([torch.ones(2, 5, dtype=torch.int32)], torch.zeros(2, 4), r"grads\[0\]: expected a dense"),
+]
+
+
+@pytest.mark.parametrize(("grads", "out", "message"), WRONG)
+def test_the_operator_itself_refuses_what_its_kernel_cannot_take(grads, out, message):
+    with pytest.raises(ValueError, match=message):
+        torch.ops.trak_ext.project_(grads, out, *LAW)
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("place", [0, 5])
+def test_the_operator_refuses_unknown_names(place):
+    law = list(LAW)
+    law[place] = "none"
+    with pytest.raises(ValueError, match="expected one of"):
+        torch.ops.trak_ext.project_([torch.ones(2, 5)], torch.zeros(2, 4), *law)
+
+
+def test_the_operator_refuses_no_tensors():
+    with pytest.raises(ValueError, match="grads: expected at least one tensor"):
+        torch.ops.trak_ext.project([], 4, *LAW)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from children import run_python
 
 import trak_ext
 
@@ -57,12 +54,6 @@ print("ok")
 
 @pytest.mark.parametrize("level", trak_ext.build_info()["cpu_levels"])
 def test_ragged_sizes(level):
-    environment = {**os.environ, "TRAK_EXT_CPU_LEVEL": level}
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, level, "150"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(CHILD, level, "150", check=False, TRAK_EXT_CPU_LEVEL=level)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.strip() == "ok"

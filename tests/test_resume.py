@@ -9,12 +9,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from children import run_python
 from safetensors import safe_open
 from torch import nn
 
@@ -148,8 +147,7 @@ def graveyard(tmp_path_factory):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_resume as t; t.main(sys.argv[2])"
     )
-    arguments = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
-    run = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    run = run_python(code, str(Path(__file__).parent), str(folder))
     assert run.stdout.split() == [str(-signal.SIGKILL)] * len(MOMENTS), run.stderr
     return {moment: folder / str(i) for i, moment in enumerate(MOMENTS)}
 

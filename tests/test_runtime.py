@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from children import run_python
 
 import trak_ext
 from trak_ext import _C, reference
@@ -52,5 +50,11 @@ def test_the_extension_links_no_torch():
         "maps = open('/proc/self/maps').read(); assert 'libtorch' not in maps; "
         "print(module.cpu_level())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = run_python(code)
     assert run.stdout.strip() == trak_ext.build_info()["cpu_level"]
+
+
+def test_the_package_says_that_it_is_typed():
+    from importlib import resources
+
+    assert (resources.files("trak_ext") / "py.typed").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from children import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,9 +175,6 @@ def test_merged_lists_are_the_list_of_all():
 
 def test_top_k_never_holds_all_scores():
     # 40,000 x 5,000 fp32 scores would be 800 MB; peak resident memory must not show them.
-    import subprocess
-    import sys
-
     code = """
 import resource, torch, trak_ext
 train, targets = torch.randn(1, 40000, 8), torch.randn(1, 5000, 8)
@@ -185,7 +183,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 trak_ext.top_k(train, targets, 5)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = run_python(code)
     assert int(run.stdout) < 100  # MiB
 
 
@@ -198,10 +196,19 @@ def test_not_positive_definite_names_damping():
     assert trak_ext.score(train, targets, weights, damping=1.0).shape == (5, 7)
 
 
-def test_leverage_of_one_is_refused():
-    train, targets, _, _ = problem(m=1, n=11, k=11)
-    with pytest.raises(ValueError, match=r"(leverage: expected every leverage below 1|damping:)"):
-        trak_ext.score(train * 2, targets, damping=0.0, leverage=True)
+@pytest.mark.parametrize("seed", range(30))
+def test_leverage_of_one_is_refused(seed):
+    # As many samples as features, undamped: every leverage is 1, and 1 / (1 - h) is noise.
+    train, targets, _, _ = problem(m=1, n=11, k=11, seed=seed)
+    with pytest.raises(ValueError, match=r"^leverage: expected every leverage below 1 - 1e-6"):
+        trak_ext.score(train, targets, damping=0.0, leverage=True)
+
+
+def test_negated_views_are_what_they_show():
+    train, targets, weights, _ = problem()
+    negated = torch._neg_view(train)
+    expected = trak_ext.score(-train, targets, weights)
+    assert torch.equal(trak_ext.score(negated, targets, weights), expected)
 
 
 BAD = [
@@ -224,6 +231,7 @@ BAD = [
     ({"damping": -1.0}, "damping: expected a finite number"),
     ({"damping": float("nan")}, "damping: expected a finite number"),
     ({"damping": "auto"}, "damping: expected a number"),
+    ({"damping": "1.0"}, "damping: expected a number"),
     ({"ridge": -1.0}, "ridge: expected a finite number"),
     (
         {

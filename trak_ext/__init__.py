@@ -2,6 +2,14 @@
 
 from importlib.metadata import version as _version
 
+try:
+    from . import _C as _C
+except ImportError as _error:
+    raise ImportError(
+        "trak_ext: expected the compiled module _C beside its Python files, got a folder without "
+        f"it (run Python outside the source folder, or install with `pip install -e .`): {_error}"
+    ) from _error
+
 from . import evaluation, reference, scoring, tasks
 from .attributor import Attributor
 from .projector import Projector, project, projection_matrix

@@ -40,8 +40,10 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
 
 def nonnegative(name: str, value: Any) -> float:
     """Return `value` as a finite float that is at least 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
         try:
+            if isinstance(value, (bool, str)):
+                raise TypeError
             value = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a number, got {describe(value)}") from None

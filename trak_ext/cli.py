@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo", help="train on digits, attribute, compare with retraining, draw a picture"
     )
     demo.add_argument("--out", type=Path, required=True, help="folder for the results")
-    demo.add_argument("--seed", type=int, default=1, help="of everything random (default: 1)")
+    demo.add_argument("--seed", type=_seed, default=1, help="of everything random (default: 1)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     try:
@@ -37,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trak-ext {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**32 - 1}, got {seed}")
+    return seed
 
 
 def print_info(as_json: bool) -> None:

@@ -78,7 +78,18 @@ def project_(
     precision: str,
 ) -> None:
     """Add the projection of gradients [B, P_i], side by side, to `out` [B, proj_dim] (fp32)."""
+    _check.choice("kind", kind, KINDS)
+    _check.choice("precision", precision, PRECISIONS)
+    if out.dim() != 2 or out.dtype != torch.float32:
+        raise ValueError(
+            f"out: expected a torch.float32 tensor [B, proj_dim], got {_check.describe(out)}"
+        )
     for i, grad in enumerate(grads):
+        _check.float_tensor(f"grads[{i}]", grad, "[B, P]", (2,))
+        if grad.shape[0] != out.shape[0]:
+            raise ValueError(
+                f"grads[{i}]: expected {out.shape[0]} rows as out has, got {_check.describe(grad)}"
+            )
         _check.on_device_with_kernels(f"grads[{i}]", grad)
         if grad.device != out.device:
             raise ValueError(
@@ -130,6 +141,8 @@ def project(
     precision: str,
 ) -> Tensor:
     """Return the projection of gradients [B, P_i], side by side: fp32 [B, proj_dim]."""
+    if not grads:
+        raise ValueError("grads: expected at least one tensor, got an empty list")
     out = grads[0].new_zeros((grads[0].shape[0], proj_dim), dtype=torch.float32)
     project_(grads, out, kind, seed_low, seed_high, model_id, param_offset, precision)
     return out

@@ -50,14 +50,16 @@ def _features(name: str, value: Any) -> Tensor:
     """Return features as [M, n, k] on the CPU."""
     tensor = _check.float_tensor(name, value, "[M, n, k] or [n, k]", (2, 3))
     _check.on_cpu(name, tensor)
-    return tensor.detach() if tensor.dim() == 3 else tensor.detach()[None]
+    tensor = tensor.detach().resolve_neg()  # kernels read memory, not the negative bit
+    return tensor if tensor.dim() == 3 else tensor[None]
 
 
 def _per_sample(name: str, value: Any, features: Tensor) -> Tensor | None:
     """Return weights or curvature as [M, n] on the CPU."""
     if value is None:
         return None
-    tensor = _check.float_tensor(name, value, "[M, n] (or [n] where M = 1)", (1, 2)).detach()
+    tensor = _check.float_tensor(name, value, "[M, n] (or [n] where M = 1)", (1, 2))
+    tensor = tensor.detach().resolve_neg()
     _check.on_cpu(name, tensor)
     if tensor.dim() == 1 and features.shape[0] == 1:
         tensor = tensor[None]
@@ -131,12 +133,12 @@ def leverages(factor: Tensor, features: Tensor, curvature: Tensor | None) -> Ten
 
 
 def leverage_coefficients(leverage: Tensor) -> Tensor:
-    """Return 1 / (1 - h), refusing leverages that no sample of a damped kernel can have."""
-    if bool((leverage >= 1).any()):
+    """Return 1 / (1 - h), refusing leverages so near 1 that rounding decides what comes out."""
+    if bool((leverage > 1 - 1e-6).any()):
         worst = int(leverage.argmax())
         raise ValueError(
-            f"leverage: expected every leverage below 1, got {float(leverage[worst]):.6g} for "
-            f"sample {worst} (raise damping or ridge)"
+            f"leverage: expected every leverage below 1 - 1e-6, got {float(leverage[worst]):.8g} "
+            f"for sample {worst} (raise damping or ridge)"
         )
     return 1 / (1 - leverage)
 
@@ -362,7 +364,8 @@ def top_k(
 ) -> TopK:
     """Return the k training samples with the largest (or smallest) scores of each target.
 
-    The scores are those of `score`, but [n, t] is never held: memory grows with t k and t M.
+    The scores are those of `score`, but [n, t] is never held: memory grows with t * k a thread and
+    with M * t * proj_dim.
 
     Args:
         k: 0 to n.

@@ -1,4 +1,8 @@
 // Which level runs: asked of the processor once, overridable by TRAK_EXT_CPU_LEVEL.
+#if defined(TRAK_EXT_X86_LEVELS)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -16,6 +20,14 @@ struct LevelList {
   int count;
 };
 
+#if defined(TRAK_EXT_X86_LEVELS)
+// Not every compiler's __builtin_cpu_supports knows f16c.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 LevelList detect_levels() {
   LevelList levels = {};
   auto add = [&levels](const KernelTable& table) {
@@ -25,8 +37,7 @@ LevelList detect_levels() {
   add(kBaselineKernels);
 #if defined(TRAK_EXT_X86_LEVELS)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (avx2) add(kAvx2Kernels);
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -69,7 +80,7 @@ bool has_fixed_point() {
 #endif
 }
 
-const ProjectionKernels& projection_kernels(Kind kind, Precision precision) {
+const ProjectionKernels& projection_kernels(Kind kind, [[maybe_unused]] Precision precision) {
   if (kind == Kind::kNormal) return kernels().normal;
 #if defined(TRAK_EXT_X86_LEVELS)
   if (precision == Precision::kMedium && has_fixed_point()) return kVnniMediumKernels;

@@ -3,6 +3,7 @@
 
 #include "../law/normal.h"
 #include "../law/rademacher.h"
+#include "kernel_table.h"
 #include "normal_simd.h"
 #include "philox_simd.h"
 #include "projection.h"
@@ -13,9 +14,7 @@ namespace {
 constexpr int kColumnVectors = 2;                             // vectors of columns a tile
 constexpr int kTileColumns = kColumnVectors * kLanes<float>;  // columns a tile
 
-// Parameters a chunk. Chunks lie on multiples of this, whatever the offset, so that a chunk is one
-// Rademacher block or a whole number of normal blocks.
-constexpr int kChunkParams = 128;
+// A chunk is one Rademacher block or a whole number of normal blocks.
 static_assert(kChunkParams == 1 << kRademacherBlockLog2);
 static_assert(kChunkParams % (1 << kNormalBlockLog2) == 0);
 

@@ -8,6 +8,9 @@ namespace trak_ext {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Sums are cut at parameter numbers that are multiples of this, whatever the offset.
+constexpr int kChunkParams = 128;
+
 // Training samples and targets of a scoring block, and the depth of the slice of packed targets
 // that stays in the first cache while the block's samples pass by.
 constexpr int64_t kScoreRows = 48;

@@ -16,6 +16,7 @@ namespace {
 constexpr int kBlockWords = 4;
 constexpr int kSignLanes = kLanes<uint32_t>;  // columns a vector
 constexpr int kBlockParams = 1 << kRademacherBlockLog2;
+static_assert(kBlockParams == kChunkParams);
 
 // A row's sum over p has three floors, so that its rounding error grows with the square root of a
 // few short sums and not of P: a chunk of Level::kBlocks blocks in registers, kPartialChunks chunks
@@ -40,17 +41,13 @@ TRAK_EXT_INLINE void read_chunk(const GradientView& grads, int64_t row, int64_t 
                 first + begin, end - begin, values + begin, count);
 }
 
-TRAK_EXT_INLINE int64_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 // Asks for what read_chunk() will want, as no hardware prefetcher follows dozens of rows at a few
 // lines a visit. One row group ahead and no more: rows a power of two apart crowd a few sets of
 // the cache. Past the last parameter it asks in vain, harmlessly.
 TRAK_EXT_INLINE void prefetch_chunk(const GradientView& grads, int64_t row, int64_t first,
                                     int count) {
   if (grads.param_stride != 1) return;
-  const int64_t bytes = element_bytes(grads.dtype);
+  const int64_t bytes = element_size(grads.dtype);
   const uintptr_t address = reinterpret_cast<uintptr_t>(grads.data) +
                             static_cast<uintptr_t>((row * grads.row_stride + first) * bytes);
   for (int64_t at = 0; at < count * bytes; at += 64) {

@@ -34,17 +34,21 @@ struct LookupMedium {
   static_assert(kGroupRows <= kUnitFloats);
 };
 
-// No entry of these blocks' tables is larger; not finite if one of the values is not, or if they
-// sum to more than a float holds. A lane is a place in a half: 0-4, 5-9 and 10-14 are groups, 15
-// is the left-over. A group is bounded by the largest at each of its places, which is at most 5
-// times too much, and with gradients of one scale costs a fraction of a bit.
+// Bounds are worked out a thousand times too small, so that no sum of 384 finite values overflows.
+constexpr int kBoundScaleLog2 = 10;
+
+// No entry of these blocks' tables is larger than 2^kBoundScaleLog2 times this; not finite if one
+// of the values is not. A lane is a place in a half: 0-4, 5-9 and 10-14 are groups, 15 is the
+// left-over. A group is bounded by the largest at each of its places, which is at most 5 times too
+// much, and with gradients of one scale costs a fraction of a bit.
 inline float largest_entry(const float* values, int blocks) {
+  const __m512 scale = _mm512_set1_ps(1.0f / (1 << kBoundScaleLog2));
   __m512 largest = _mm512_setzero_ps(), total = largest, left_over = largest;
   for (int block = 0; block < blocks; ++block) {
     __m512 low = _mm512_setzero_ps(), high = low;
     for (int word = 0; word < kBlockWords; ++word, values += 32) {
-      const __m512 a = _mm512_abs_ps(_mm512_loadu_ps(values));
-      const __m512 b = _mm512_abs_ps(_mm512_loadu_ps(values + 16));
+      const __m512 a = _mm512_mul_ps(_mm512_abs_ps(_mm512_loadu_ps(values)), scale);
+      const __m512 b = _mm512_mul_ps(_mm512_abs_ps(_mm512_loadu_ps(values + 16)), scale);
       largest = _mm512_max_ps(largest, _mm512_max_ps(a, b));
       low = _mm512_add_ps(low, a);
       high = _mm512_add_ps(high, b);
@@ -76,6 +80,7 @@ inline float to_fixed_point(const float* values, int blocks, float* scaled) {
   int exponent = _mm_cvtsi128_si32(_mm_srli_epi32(bits, 23)) & 0xFF;
   const bool finite = exponent < 255;
   // Below 2^-112 the unit would leave float's range: what is smaller keeps fewer bits.
+  exponent += kBoundScaleLog2;
   if (exponent < 15) exponent = 15;
   const __m512 factor = _mm512_set1_ps(finite ? power_of_two(127 + 14 + 127 - exponent) : 0.0f);
   for (int p = 0; p < blocks * kBlockParams; p += 16) {

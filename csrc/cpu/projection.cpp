@@ -31,10 +31,6 @@ std::vector<AlignedBuffer> allocate_workspaces(int threads, int64_t bytes) {
   return workspaces;
 }
 
-int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 // Tiles of the output, all parameters each.
 void project_by_tiles(const ProjectionProblem& problem, const ProjectionKernels& kernels,
                       int64_t rows_share, int64_t columns_share, int threads) {
@@ -68,6 +64,27 @@ GradientView slice(const GradientView& grads, int64_t begin, int64_t end) {
   return part;
 }
 
+// What project_by_spans() may take for sums, in bytes.
+constexpr double kSpanBufferBytes = 64 << 20;
+
+// Whether the output is one tile, its buffers are small, and most parameters belong to tensors that
+// have spans for every thread.
+bool spans_pay(const ProjectionProblem& problem, const ProjectionKernels& kernels, int threads) {
+  const double buffer =
+      8.0 * threads * static_cast<double>(problem.rows) * static_cast<double>(problem.proj_dim);
+  if (problem.rows > kernels.tile_rows_max || problem.proj_dim > kernels.tile_columns_max ||
+      buffer > kSpanBufferBytes) {
+    return false;
+  }
+  double all = 0, in_long_tensors = 0;
+  for (int64_t i = 0; i < problem.num_grads; ++i) {
+    const auto params = static_cast<double>(problem.grads[i].params);
+    all += params;
+    if (problem.grads[i].params >= 2 * threads * kernels.span_params) in_long_tensors += params;
+  }
+  return in_long_tensors > 0.9 * all;
+}
+
 // Spans of the parameters, the whole output each: for outputs too small to be cut. A few spans at a
 // time go to buffers of their own, which are then added to the output in order.
 void project_by_spans(const ProjectionProblem& problem, const ProjectionKernels& kernels,
@@ -80,10 +97,10 @@ void project_by_spans(const ProjectionProblem& problem, const ProjectionKernels&
       allocate_aligned(spans_at_once * size * static_cast<int64_t>(sizeof(float)));
   float* const sums = static_cast<float*>(buffer.get());
 
-  constexpr int64_t kChunk = 128;  // spans are counted from the chunk of the first parameter
   for (int64_t i = 0; i < problem.num_grads; ++i) {
     const GradientView& grads = problem.grads[i];
-    const int64_t before = static_cast<int64_t>(grads.param_offset % kChunk);
+    // Spans are counted from the chunk of the first parameter.
+    const int64_t before = static_cast<int64_t>(grads.param_offset % kChunkParams);
     const int64_t spans = ceil_div(before + grads.params, kernels.span_params);
     for (int64_t first = 0; grads.params > 0 && first < spans; first += spans_at_once) {
       const int64_t count = std::min(spans_at_once, spans - first);
@@ -131,8 +148,7 @@ void project(const ProjectionProblem& problem, int num_threads) {
     project_by_tiles(problem, kernels, problem.rows, columns_share, threads);
   } else if (rows_share >= kEnoughRows) {
     project_by_tiles(problem, kernels, rows_share, problem.proj_dim, threads);
-  } else if (problem.rows <= kernels.tile_rows_max &&
-             problem.proj_dim <= kernels.tile_columns_max) {
+  } else if (spans_pay(problem, kernels, threads)) {
     project_by_spans(problem, kernels, threads);
   } else {
     project_by_tiles(problem, kernels, problem.rows, columns_share, threads);

@@ -22,6 +22,12 @@ const ScoringKernels<double>& scoring_kernels<double>() {
   return kernels().score_double;
 }
 
+// No more threads than blocks of samples: each has scratch and lists of its own.
+int threads_for(int64_t num_train, int num_threads) {
+  return static_cast<int>(
+      std::min<int64_t>(num_threads, std::max<int64_t>(1, ceil_div(num_train, kScoreRows))));
+}
+
 // Calls consume(thread, row_begin, row_end, target_begin, target_end, scores) for every block of
 // scores, [rows][kScoreTargets], rows ascending within a thread and a range of targets.
 template <class T, class Consume>
@@ -72,7 +78,7 @@ class RunningTopK {
       : count_(static_cast<size_t>(count)),
         heaps_(static_cast<size_t>(num_targets)),
         bars_(static_cast<size_t>(num_targets), -std::numeric_limits<T>::infinity()) {
-    for (auto& heap : heaps_) heap.reserve(count_);
+    for (auto& heap : heaps_) heap.reserve(count_);  // threads that offer may not throw
   }
 
   // False on NaN.
@@ -105,6 +111,7 @@ class RunningTopK {
 
 template <class T>
 void score(const ScoringProblem<T>& problem, T* out, int num_threads) {
+  num_threads = threads_for(problem.num_train, num_threads);
   for_each_block<T>(problem, num_threads,
                     [&](int, int64_t row_begin, int64_t row_end, int64_t target_begin,
                         int64_t target_end, const T(*scores)[kScoreTargets]) {
@@ -119,6 +126,7 @@ template <class T>
 bool top_k(const ScoringProblem<T>& problem, int64_t count, T* values, int64_t* indices,
            int num_threads) {
   if (count == 0) return true;
+  num_threads = threads_for(problem.num_train, num_threads);
   std::vector<RunningTopK<T>> running;
   for (int i = 0; i < num_threads; ++i) running.emplace_back(problem.num_targets, count);
   std::atomic<bool> finite{true};

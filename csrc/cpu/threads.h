@@ -5,9 +5,9 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -28,7 +28,7 @@ void parallel_for(int64_t num_tasks, int num_threads, const Work& work) {
   for (int thread = 1; thread < num_threads && thread < num_tasks; ++thread) {
     try {
       started.emplace_back(run, thread);
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // no thread to be had, or no memory for one
       break;
     }
   }
