@@ -39,6 +39,7 @@ LOADS = {"LDS", "LDG", "LD", "LDGSTS"}
 # Multiprocessors, GHz, and cycles of one of a multiprocessor's four schedulers: a bf16 m16n8k16
 # instruction at the data sheet's rate, an ALU instruction, an integer multiply-add.
 DEVICES = {80: ("A100", 108, 1.41, 8, 2, 2), 90: ("H200", 132, 1.83, 4, 2, 2)}
+SHARED_LIMIT = 227 * 1024  # a block's, on sm_90
 SHAPES = [(32, 10**7, 4096), (64, 10**8, 8192), (8, 10**9, 4096)]
 
 
@@ -277,7 +278,7 @@ def main() -> None:
     kernels = [k for k in kernels if not options.arch or k.arch in options.arch]
     dynamic = {
         (k["kind"], k["passes"], k["tile_columns"] * 32 // k["threads"], k["tile_rows"]): k
-        for k in _C.cuda_kernels()
+        for k in _C.cuda_kernels(SHARED_LIMIT)
     }
     table, records = [], []
     for kernel in sorted(kernels, key=lambda k: (k.arch, k.label)):
