@@ -41,11 +41,7 @@ def test_no_kernel_spills_or_uses_local_memory(kernels):
 def test_every_tile_is_there_and_has_matrix_instructions(report, kernels):
     for arch in {k.arch for k in kernels if k.arch >= 80}:
         tiles = {k.tile: k for k in kernels if k.arch == arch and k.tile is not None}
-        expected = {
-            (k["kind"], k["passes"], k["tile_columns"] * 32 // k["threads"], k["tile_rows"])
-            for k in _C.cuda_kernels(report.SHARED_LIMIT)
-        }
-        assert set(tiles) == expected
+        assert set(tiles) == {report.tile_key(k) for k in _C.cuda_kernels(report.SHARED_LIMIT)}
         assert all(kernel.opcodes["HMMA"] > 0 for kernel in tiles.values())
 
 
