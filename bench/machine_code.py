@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import measure
 from trak_ext import _C
@@ -37,8 +38,12 @@ ALU = ALU_OF_TARGET | {"LEA", "ISETP", "SEL", "FMNMX", "FSETP", "FSEL", "IABS", 
 LOADS = {"LDS", "LDG", "LD", "LDGSTS"}
 
 # Multiprocessors, GHz, and cycles of one of a multiprocessor's four schedulers: a bf16 m16n8k16
-# instruction at the data sheet's rate, an ALU instruction, an integer multiply-add.
+# instruction at the data sheet's rate (which sm_90 reaches only through wgmma), an ALU instruction,
+# an integer multiply-add.
 DEVICES = {80: ("A100", 108, 1.41, 8, 2, 2), 90: ("H200", 132, 1.83, 4, 2, 2)}
+# Bytes of shared memory a block.
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_LIMIT = max(SHARED_LIMITS.values())
 SHAPES = [(32, 10**7, 4096), (64, 10**8, 8192), (8, 10**9, 4096)]
 
 
@@ -257,11 +262,18 @@ def bound_times(kernel: Kernel, shape: tuple[int, int, int]) -> dict[str, float]
     }
 
 
+def tile_key(kernel: dict[str, Any]) -> tuple[str, int, int, int]:
+    """Return what Kernel.tile is for an entry of _C.cuda_kernels."""
+    columns = kernel["tile_columns"] * 32 // kernel["threads"]
+    return kernel["kind"], kernel["passes"], columns, kernel["tile_rows"]
+
+
 def kernel_for(kernels: list[Kernel], arch: int, kind: str, passes: int, batch: int) -> Kernel:
     """Return the kernel that a batch gets: the smallest tile that holds it, else the largest."""
-    tiles = [k for k in kernels if k.arch == arch and k.tile and k.tile[:2] == (kind, passes)]
-    tiles.sort(key=lambda k: k.tile[3] if k.tile else 0)
-    return next((k for k in tiles if k.tile and k.tile[3] >= batch), tiles[-1])
+    tiles = {k.tile: k for k in kernels if k.arch == arch}
+    keys = [tile_key(k) for k in _C.cuda_kernels(SHARED_LIMITS[arch])]
+    keys = sorted((key for key in keys if key[:2] == (kind, passes)), key=lambda key: key[3])
+    return tiles[next((key for key in keys if key[3] >= batch), keys[-1])]
 
 
 def main() -> None:
@@ -275,10 +287,7 @@ def main() -> None:
         raise SystemExit("needs cuobjdump (pip install triton has one) and a build with CUDA")
     kernels = read_kernels(cuobjdump, _C.__file__)
     kernels = [k for k in kernels if not options.arch or k.arch in options.arch]
-    dynamic = {
-        (k["kind"], k["passes"], k["tile_columns"] * 32 // k["threads"], k["tile_rows"]): k
-        for k in _C.cuda_kernels()
-    }
+    dynamic = {tile_key(k): k for k in _C.cuda_kernels(SHARED_LIMIT)}
     table, records = [], []
     for kernel in sorted(kernels, key=lambda k: (k.arch, k.label)):
         shared = kernel.shared

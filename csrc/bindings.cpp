@@ -153,9 +153,9 @@ void bind_cuda_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint
                    at<float>(out), {device, stream});
 }
 
-py::list bind_cuda_kernels() {
+py::list bind_cuda_kernels(int64_t shared_limit) {
   py::list list;
-  for (const CudaKernel& kernel : cuda_kernels()) {
+  for (const CudaKernel& kernel : cuda_kernels(shared_limit)) {
     py::dict entry;
     entry["kind"] = kernel.kind == Kind::kRademacher ? "rademacher" : "normal";
     entry["passes"] = kernel.passes;

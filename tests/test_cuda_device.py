@@ -171,7 +171,7 @@ def test_workspace_is_bounded():
 
     assert size(64, 10**12, 8192) == 256 * 2**20
     assert size(3, 10**4, 100) == 5 * 3 * 100 * 4  # five chunks of 2048
-    assert size(64, 10**12, 8192, limit=0) == 32 * 512 * 4
+    assert size(64, 10**12, 8192, limit=0) == 64 * 512 * 4
     assert size(0, 5, 6) == size(4, 5, 0) == 0
     assert size(2**40, 2**62, 2**32) == 256 * 2**20
 

@@ -137,8 +137,14 @@ def test_launch_shape_makes_no_difference(library, kind, precision):
         )
         assert torch.equal(part, whole)
     for rows in (1, 9):
-        for tile_for_rows in (1, 9, 33):
-            part = library.project(grads[:rows], 40, tile_for_rows=tile_for_rows, **arguments)
+        for tile_for_rows, shared_limit in ((1, 0), (9, 0), (33, 99 * 1024), (33, 227 * 1024)):
+            part = library.project(
+                grads[:rows],
+                40,
+                tile_for_rows=tile_for_rows,
+                shared_limit=shared_limit,
+                **arguments,
+            )
             assert torch.equal(part, whole[:rows, :40])
 
 

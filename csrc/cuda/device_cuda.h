@@ -103,9 +103,16 @@ TRAK_EXT_DEVICE uint32_t pack_truncated(float lower, float upper) {
   return packed;
 }
 
-// The lesser and the greater of the two; the other one where one is NaN.
-TRAK_EXT_DEVICE float lesser(float a, float b) { return fminf(a, b); }
-TRAK_EXT_DEVICE float greater(float a, float b) { return fmaxf(a, b); }
+// The value, of magnitude `limit` at most; of NaN, the limit with either sign.
+TRAK_EXT_DEVICE float limit_magnitude(float value, float limit) {
+#if __CUDA_ARCH__ >= 860
+  float result;
+  asm("min.xorsign.abs.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(limit));
+  return result;
+#else
+  return fmaxf(fminf(value, limit), -limit);
+#endif
+}
 
 TRAK_EXT_DEVICE float half_to_float(uint16_t bits) {
   float value;

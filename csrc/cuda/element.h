@@ -53,9 +53,7 @@ TRAK_EXT_DEVICE float fit_bfloat16(float value) {
 // overflow.
 template <bool kLast>
 TRAK_EXT_DEVICE float remainder_of(float value, uint32_t part_bits) {
-  const float remainder = value - law_from_bits(part_bits);
-  if constexpr (kLast) return device::greater(device::lesser(remainder, 0x1.FEp119f), -0x1.FEp119f);
-  return device::lesser(remainder, 0x1p120f);
+  return device::limit_magnitude(value - law_from_bits(part_bits), kLast ? 0x1.FEp119f : 0x1p120f);
 }
 
 // Two values as kPasses bf16 parts whose sum they are: exactly in three parts (unless the last

@@ -25,7 +25,7 @@ class GradientTile {
   static constexpr int kSharedBytes = Tile::kSlots * kSlotBytes + 2 * kFragmentBytes;
 
   TRAK_EXT_DEVICE GradientTile(const MultiplyProblem& problem, const BlockTile* tile, char* shared)
-      : grad_(problem.grad),
+      : dtype_(problem.grad.dtype),
         layout_(problem.layout),
         tile_(tile),
         slots_(shared),
@@ -95,15 +95,10 @@ class GradientTile {
   }
 
  private:
-  // A number of elements as bytes, modulo 2^64 as addresses are.
-  TRAK_EXT_DEVICE uint64_t offset(int64_t elements, int64_t stride) const {
-    return static_cast<uint64_t>(elements) * static_cast<uint64_t>(stride) *
-           static_cast<uint64_t>(element_bytes(grad_.dtype));
-  }
   TRAK_EXT_DEVICE const char* source_of(const BlockTile& tile, int row, int param) const {
-    return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(grad_.data) +
-                                         offset(tile.row + row, grad_.row_stride) +
-                                         offset(tile.first_param + param, grad_.param_stride));
+    return reinterpret_cast<const char*>(tile.source +
+                                         static_cast<uint64_t>(row * layout_.row_bytes) +
+                                         static_cast<uint64_t>(param * layout_.param_bytes));
   }
   TRAK_EXT_DEVICE char* slot_of(int stage) const {
     return slots_ + static_cast<unsigned>(stage) % Tile::kSlots * kSlotBytes;
@@ -129,7 +124,7 @@ class GradientTile {
     const int param = segment_start(stage, segment) + piece * elements;
     const bool inside = param >= tile.begin && param + elements <= tile.end;
     const char* from = source_of(tile, first_row, param);
-    const uint64_t from_step = offset(row_step, grad_.row_stride);
+    const auto from_step = static_cast<uint64_t>(row_step * layout_.row_bytes);
     char* to = slot_of(stage) + first_row * layout_.row_pitch + segment * layout_.segment_pitch +
                piece * kBytes;
 #pragma unroll 1
@@ -172,7 +167,7 @@ class GradientTile {
       const int param = segment_start(stage, segment) + element;
       float value = 0.0f;
       if (row < tile.rows && param >= tile.begin && param < tile.end) {
-        value = load_element(source_of(tile, row, param), grad_.dtype);
+        value = load_element(source_of(tile, row, param), dtype_);
       }
       device::store_shared<float>(
           slot_of(stage) + row * layout_.row_pitch + segment * layout_.segment_pitch + 4 * element,
@@ -199,7 +194,7 @@ class GradientTile {
   }
 
   static constexpr int kPassBytes = 32 * 8;
-  const GradientView& grad_;
+  const DType dtype_;
   const RawLayout& layout_;
   const BlockTile* const tile_;  // in shared memory: registers are short where it is not used
   char* const slots_;

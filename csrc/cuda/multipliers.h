@@ -16,7 +16,7 @@ struct Multiplier {
 };
 
 // No tile is larger.
-constexpr int kTileRowsMax = 32;
+constexpr int kTileRowsMax = 64;
 constexpr int kTileColumnsMax = 512;
 
 template <class Tile>
@@ -36,22 +36,29 @@ Multiplier rademacher_tile(int64_t rows) {
   return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, kSlots, 1>>();
 }
 
-// A normal entry costs some twenty times a sign, so fewer columns and more rows.
+// A normal entry costs some twenty times a sign, so fewer columns and more rows; the most where a
+// block may have the shared memory for them.
 template <int kPasses>
-Multiplier normal_tile(int64_t rows) {
+Multiplier normal_tile(int64_t rows, int64_t shared_limit) {
   if (rows <= 8) return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 1, 4, 2>>();
   constexpr int kSlots = kPasses == 3 ? 2 : 3;
-  return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 4, kSlots, 1>>();
+  const Multiplier most = tile_multiplier<TileShape<NormalEntries, kPasses, 2, 8, 2, 1>>();
+  if (rows <= 32 || most.shared_bytes > shared_limit) {
+    return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 4, kSlots, 1>>();
+  }
+  return most;
 }
 
 // Each is compiled in a file of its own (rademacher_tiles.cu, normal_tiles.cu).
 Multiplier rademacher_multiplier(int passes, int64_t rows);
-Multiplier normal_multiplier(int passes, int64_t rows);
+Multiplier normal_multiplier(int passes, int64_t rows, int64_t shared_limit);
 Multiplier plain_multiplier(Kind kind);
 
-inline Multiplier tensor_core_multiplier(Kind kind, int passes, int64_t rows) {
+// shared_limit: what a block may have of shared memory, 99 KiB at least.
+inline Multiplier tensor_core_multiplier(Kind kind, int passes, int64_t rows,
+                                         int64_t shared_limit) {
   return kind == Kind::kRademacher ? rademacher_multiplier(passes, rows)
-                                   : normal_multiplier(passes, rows);
+                                   : normal_multiplier(passes, rows, shared_limit);
 }
 
 }  // namespace trak_ext

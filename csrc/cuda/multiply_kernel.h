@@ -63,8 +63,9 @@ TRAK_EXT_DEVICE BlockTile locate_tile(const MultiplyProblem& problem, int tile_r
   tile.begin = first_param < 0 ? static_cast<int32_t>(-first_param) : 0;
   tile.end = static_cast<int32_t>(
       end < superblocks * kSuperblockParams ? end : superblocks * kSuperblockParams);
-  tile.first_param = first_param;
-  tile.row = problem.first_row + row;
+  tile.source = reinterpret_cast<uintptr_t>(problem.grad.data) +
+                static_cast<uint64_t>((problem.first_row + row) * problem.layout.row_bytes) +
+                static_cast<uint64_t>(first_param * problem.layout.param_bytes);
   tile.partials = problem.partials + (chunk * problem.rows + row) * problem.columns + column;
   return tile;
 }

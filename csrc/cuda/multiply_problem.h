@@ -50,19 +50,21 @@ inline int passes_of(DType dtype, int precision_passes) {
   return precision_passes;
 }
 
-// How a raw stage lies in shared memory, and in what pieces it is copied there. A stage's 128
-// parameters are four segments of 32 that are contiguous in the tensor.
+// How a raw stage lies in shared memory, where it comes from, and in what pieces it is copied. A
+// stage's 128 parameters are four segments of 32 that follow one another in the tensor.
 constexpr int kSegments = 4;
 constexpr int kSegmentParams = 32;
 // Keeps the eight lanes of a 16-byte access in different banks (see GradientTile).
 constexpr int kSegmentPadBytes = 16;
 
 struct RawLayout {
-  DType dtype;        // in shared memory
-  int element_bytes;  // in shared memory
-  int copy_bytes;     // 16 or 4 asynchronously, or 0: element by element, as fp32
-  int segment_pitch;  // bytes
-  int row_pitch;      // bytes
+  DType dtype;          // in shared memory
+  int element_bytes;    // in shared memory
+  int copy_bytes;       // 16 or 4 asynchronously, or 0: element by element, as fp32
+  int segment_pitch;    // bytes
+  int row_pitch;        // bytes
+  int64_t row_bytes;    // from one row of the tensor to the next
+  int64_t param_bytes;  // from one parameter of the tensor to the next
 };
 
 TRAK_EXT_LAW int element_bytes(DType dtype) {
@@ -76,12 +78,14 @@ inline RawLayout choose_layout(const GradientView& grad) {
   const uint64_t start =
       reinterpret_cast<uintptr_t>(grad.data) - grad.param_offset * static_cast<uint64_t>(bytes);
   const uint64_t odd = start | (static_cast<uint64_t>(grad.row_stride) * bytes);
-  RawLayout layout = {grad.dtype, bytes, odd % 16 == 0 ? 16 : 4, 0, 0};
+  RawLayout layout = {grad.dtype, bytes, odd % 16 == 0 ? 16 : 4, 0, 0, 0, 0};
   if (grad.param_stride != 1 || grad.dtype == DType::kFloat64 || odd % 4 != 0) {
-    layout = {DType::kFloat32, 4, 0, 0, 0};
+    layout = {DType::kFloat32, 4, 0, 0, 0, 0, 0};
   }
   layout.segment_pitch = kSegmentParams * layout.element_bytes + kSegmentPadBytes;
   layout.row_pitch = kSegments * layout.segment_pitch;
+  layout.row_bytes = grad.row_stride * bytes;
+  layout.param_bytes = grad.param_stride * bytes;
   return layout;
 }
 
@@ -114,9 +118,9 @@ struct BlockTile {
   int32_t num_superblocks;
   int32_t begin;  // parameters begin .. end - 1 of the chunk exist
   int32_t end;
-  int64_t first_param;  // the chunk's first, counted from the tensor's: may be negative
-  int64_t row;          // the first, of the gradients
-  float* partials;      // the tile's first sum; rows are problem.columns apart
+  uint64_t source;  // address of the first row's parameter 0 of the chunk: not in the tensor if
+                    // that is before `begin`, and then never read
+  float* partials;  // the tile's first sum; rows are problem.columns apart
 };
 
 }  // namespace trak_ext

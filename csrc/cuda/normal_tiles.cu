@@ -2,14 +2,14 @@
 
 namespace trak_ext {
 
-Multiplier normal_multiplier(int passes, int64_t rows) {
+Multiplier normal_multiplier(int passes, int64_t rows, int64_t shared_limit) {
   switch (passes) {
     case 1:
-      return normal_tile<1>(rows);
+      return normal_tile<1>(rows, shared_limit);
     case 2:
-      return normal_tile<2>(rows);
+      return normal_tile<2>(rows, shared_limit);
     default:
-      return normal_tile<3>(rows);
+      return normal_tile<3>(rows, shared_limit);
   }
 }
 

@@ -50,19 +50,18 @@ plain_kernel(TRAK_EXT_KERNEL_ARGUMENT MultiplyProblem problem) {
   const int column = device::thread_index();
   const ColumnStream stream = {problem.law.seed_low, problem.law.seed_high, problem.law.model_id,
                                static_cast<uint32_t>(tile.column + column)};
-  const int bytes = element_bytes(problem.grad.dtype);
   float sums[kPlainRows] = {};
   for (int stage = 0; stage < tile.num_superblocks * kStagesPerSuperblock; ++stage) {
     device::block_barrier();  // the stage before has been read
     for (int i = column; i < kPlainRows * kStageParams; i += kPlainThreads) {
       const int row = i / kStageParams;
-      const int64_t param = tile.first_param + int64_t{stage} * kStageParams + i % kStageParams;
+      const int param = stage * kStageParams + i % kStageParams;
       float value = 0.0f;
-      if (row < tile.rows && param >= 0 && param < problem.grad.params) {
-        const int64_t element =
-            (tile.row + row) * problem.grad.row_stride + param * problem.grad.param_stride;
-        value = load_element(static_cast<const char*>(problem.grad.data) + element * bytes,
-                             problem.grad.dtype);
+      if (row < tile.rows && param >= tile.begin && param < tile.end) {
+        const uint64_t source = tile.source +
+                                static_cast<uint64_t>(row * problem.layout.row_bytes) +
+                                static_cast<uint64_t>(param * problem.layout.param_bytes);
+        value = load_element(reinterpret_cast<const char*>(source), problem.grad.dtype);
       }
       device::store_shared<float>(staged + i, value);
     }

@@ -41,13 +41,10 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-int compute_capability(int device) {
-  int major = 0, minor = 0;
-  device::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                "cudaDeviceGetAttribute");
-  device::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-                "cudaDeviceGetAttribute");
-  return 10 * major + minor;
+int device_attribute(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  device::check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
 }
 
 // The architecture that a kernel's code was written for, which is not the device's where the driver
@@ -59,18 +56,20 @@ int code_architecture(Kernel kernel, int device) {
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
       error == cudaErrorUnsupportedPtxVersion) {
     (void)cudaGetLastError();
-    const int found = compute_capability(device);
+    const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, device);
+    const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, device);
     throw std::runtime_error("CUDA: this build has code for architectures " +
                              std::string(TRAK_EXT_CUDA_ARCHITECTURES) +
-                             ", and none that runs on compute capability " +
-                             std::to_string(found / 10) + "." + std::to_string(found % 10));
+                             ", and none that runs on compute capability " + std::to_string(major) +
+                             "." + std::to_string(minor));
   }
   device::check(error, "cudaFuncGetAttributes");
   return attributes.ptxVersion;
 }
 
 Multiplier choose_multiplier(Kind kind, int passes, int64_t rows, int device) {
-  const Multiplier multiplier = tensor_core_multiplier(kind, passes, rows);
+  const Multiplier multiplier = tensor_core_multiplier(
+      kind, passes, rows, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   // Code for sm_75 has no bf16 matrix instruction, on whatever device it runs.
   return code_architecture(multiplier.kernel, device) >= 80 ? multiplier : plain_multiplier(kind);
 }
@@ -113,12 +112,13 @@ void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t param
                   reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
-std::vector<CudaKernel> cuda_kernels() {
+std::vector<CudaKernel> cuda_kernels(int64_t shared_limit) {
   std::vector<CudaKernel> kernels;
   for (Kind kind : {Kind::kRademacher, Kind::kNormal}) {
     for (int passes = 1; passes <= 3; ++passes) {
       for (int64_t rows = 1; rows <= kTileRowsMax;) {
-        const Multiplier found = tensor_core_multiplier(kind, passes, rows);
+        const Multiplier found = tensor_core_multiplier(kind, passes, rows, shared_limit);
+        if (!kernels.empty() && rows > 1 && found.tile_rows == kernels.back().tile_rows) break;
         kernels.push_back(
             {kind, passes, found.tile_rows, found.tile_columns, found.threads, found.shared_bytes});
         rows = found.tile_rows + 1;

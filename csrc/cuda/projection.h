@@ -30,7 +30,7 @@ struct CudaProjectionProblem {
 };
 
 // What a projection can use, `limit` at most, unless the least that it can do with is more
-// (64 KiB, or the size of the output).
+// (128 KiB, or the size of the output).
 int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit);
 
 // Both only add work to the stream: they allocate nothing and wait for nothing.
@@ -39,7 +39,7 @@ void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue);
 void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
                       float* out, const CudaQueue& queue);
 
-// The kernels with matrix instructions that this build has, for the report on the machine code.
+// The kernels with matrix instructions that a device with so much shared memory a block gets.
 struct CudaKernel {
   Kind kind;
   int passes;
@@ -49,6 +49,6 @@ struct CudaKernel {
   int shared_bytes;  // dynamic
 };
 
-std::vector<CudaKernel> cuda_kernels();
+std::vector<CudaKernel> cuda_kernels(int64_t shared_limit);
 
 }  // namespace trak_ext

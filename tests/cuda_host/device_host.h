@@ -87,8 +87,9 @@ inline uint32_t pack_truncated(float lower, float upper) {
   return to_bf16(lower, false) | to_bf16(upper, false) << 16;
 }
 
-inline float lesser(float a, float b) { return std::fmin(a, b); }
-inline float greater(float a, float b) { return std::fmax(a, b); }
+inline float limit_magnitude(float value, float limit) {
+  return std::fmax(std::fmin(value, limit), -limit);
+}
 
 inline float half_to_float(uint16_t bits) {
   const int exponent = bits >> 10 & 31;

@@ -22,7 +22,7 @@ FLAGS = [
 ]
 NO_NORMAL = """
 #include "multipliers.h"
-trak_ext::Multiplier trak_ext::normal_multiplier(int, int64_t) { return {}; }
+trak_ext::Multiplier trak_ext::normal_multiplier(int, int64_t, int64_t) { return {}; }
 """
 
 
@@ -60,6 +60,7 @@ class Problem(ctypes.Structure):
         ("tile_for_rows", ctypes.c_int64),
         ("passes", ctypes.c_int),
         ("order_seed", ctypes.c_uint64),
+        ("shared_limit", ctypes.c_int64),
     ]
 
 
@@ -109,6 +110,7 @@ class HostLibrary:
         workspace_bytes: int = 2**20,
         tile_for_rows: int | None = None,
         order_seed: int = 1,
+        shared_limit: int = 227 * 1024,
         **law: Any,
     ) -> Tensor:
         """Return grads @ R by the CUDA kernels; a fault is a RuntimeError."""
@@ -135,6 +137,7 @@ class HostLibrary:
             tile_for_rows=grads.shape[0] if tile_for_rows is None else tile_for_rows,
             passes=PASSES[precision],
             order_seed=order_seed,
+            shared_limit=shared_limit,
         )
         error = self._library.host_project(ctypes.byref(problem))
         if error is not None:

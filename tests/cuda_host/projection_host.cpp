@@ -41,6 +41,7 @@ struct HostProblem {
   int64_t tile_for_rows;  // the tile that this batch would get
   int passes;             // 0: the kernel without matrix instructions
   uint64_t order_seed;
+  int64_t shared_limit;  // of a block, on the device that is played
 };
 
 extern "C" const char* host_project(const HostProblem* problem) {
@@ -56,10 +57,10 @@ extern "C" const char* host_project(const HostProblem* problem) {
                        static_cast<int64_t>(sizeof(float)));
     }
     const trak_ext::Multiplier multiplier =
-        p.passes == 0
-            ? trak_ext::plain_multiplier(p.law.kind)
-            : trak_ext::tensor_core_multiplier(
-                  p.law.kind, trak_ext::passes_of(p.grad.dtype, p.passes), p.tile_for_rows);
+        p.passes == 0 ? trak_ext::plain_multiplier(p.law.kind)
+                      : trak_ext::tensor_core_multiplier(
+                            p.law.kind, trak_ext::passes_of(p.grad.dtype, p.passes),
+                            p.tile_for_rows, p.shared_limit);
     trak_ext::run_projection(multiplier, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
                              nullptr);
   });
