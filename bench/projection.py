@@ -1,16 +1,20 @@
-"""Projection on one core, against its multiply-add peak, matrix products and peers.
+"""Projection against the core's multiply-add peak, matrix products and peers.
 
-    python bench/projection.py [--params 262144] [--proj-dim 2048] [--batches 8 32] [--json FILE]
+    python bench/projection.py [--params 262144 ...] [--proj-dims 2048 ...] [--batches 8 32]
+                               [--threads 1] [--json FILE]
+    python bench/projection.py --device cuda [--json FILE]        (see projection_cuda.py)
 
 An effective multiply-add is 2 operations: rate = 2 B P k / seconds. "torch matmul" and "numpy
-matmul" get the matrix for nothing, in memory; everything else has to make it. traker comes with
-`pip install trak-ext[bench]` and is left out, with a word, where it is not installed.
+matmul" get the matrix for nothing, in memory; everything else has to make it. Peers come with
+`pip install trak-ext[bench]` (dattri with --no-deps will do) and are left out, with a word, where
+they are not installed. TRAK_EXT_CPU_LEVEL forces a level, and the peak is that level's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import statistics
 from collections.abc import Callable
 
@@ -21,101 +25,152 @@ import measure
 import trak_ext
 from ceilings import Ceilings
 
+WAYS: dict[str, dict[str, str]] = {
+    "trak_ext rademacher": {"kind": "rademacher"},
+    "trak_ext rademacher, medium": {"kind": "rademacher", "precision": "medium"},
+    "trak_ext normal": {"kind": "normal"},
+}
+
+
+def peers(grads: torch.Tensor, proj_dim: int) -> dict[str, Callable[[], object]]:
+    """Return other libraries' CPU projections of gradients [B, P], by name."""
+    found: dict[str, Callable[[], object]] = {}
+    params = grads.shape[1]
+    try:
+        from trak.projectors import BasicProjector, ProjectionType
+
+        theirs = BasicProjector(
+            params,
+            proj_dim,
+            seed=0,
+            proj_type=ProjectionType.rademacher,
+            device=torch.device("cpu"),
+            block_size=100,
+        )
+        found["traker BasicProjector"] = lambda: theirs.project(grads, model_id=0)
+    except ImportError as error:
+        print(f"traker is left out: {error}")
+    try:
+        from dattri.func.projection import ProjectionType as DattriType
+        from dattri.func.projection import make_random_projector
+
+        other = make_random_projector(
+            [params],
+            len(grads),
+            proj_dim,
+            32,
+            device=torch.device("cpu"),
+            proj_type=DattriType.rademacher,
+        )
+        found["dattri BasicProjector"] = lambda: other.project(grads, ensemble_id=0)
+    except ImportError as error:
+        print(f"dattri is left out: {error}")
+    if params * proj_dim <= 2**28:  # it holds the matrix in fp64
+        from sklearn.random_projection import GaussianRandomProjection
+
+        array = grads.numpy()
+        found["scikit-learn Gaussian"] = lambda: GaussianRandomProjection(
+            proj_dim, random_state=0
+        ).fit_transform(array)
+    return found
+
 
 def contenders(
-    grads: torch.Tensor, proj_dim: int, matrix: torch.Tensor | None, peers: bool
+    grads: torch.Tensor, proj_dim: int, matrix: torch.Tensor | None, with_peers: bool
 ) -> dict[str, Callable[[], object]]:
     """Return what is measured for one batch of gradients [B, P], by name."""
     found: dict[str, Callable[[], object]] = {
-        f"trak_ext {kind}": functools.partial(trak_ext.project, grads, proj_dim, kind=kind)
-        for kind in ("rademacher", "normal")
+        name: functools.partial(trak_ext.project, grads, proj_dim, **way)
+        for name, way in WAYS.items()
     }
     if matrix is not None:
-        found["torch matmul"] = functools.partial(torch.matmul, grads, matrix)
-        found["numpy matmul"] = functools.partial(np.matmul, grads.numpy(), matrix.numpy())
-    if peers:
-        try:
-            from trak.projectors import BasicProjector, ProjectionType
-        except ImportError as error:
-            print(f"traker is left out: {error}")
-        else:
-            basic = BasicProjector(
-                grads.shape[1],
-                proj_dim,
-                seed=0,
-                proj_type=ProjectionType.rademacher,
-                device=torch.device("cpu"),
-                block_size=100,
-            )
-            found["traker BasicProjector"] = lambda: basic.project(grads, model_id=0)
-    return found
+        found["torch matmul, matrix given"] = functools.partial(torch.matmul, grads, matrix)
+        found["numpy matmul, matrix given"] = functools.partial(
+            np.matmul, grads.numpy(), matrix.numpy()
+        )
+    return {**found, **(peers(grads, proj_dim) if with_peers else {})}
 
 
 def check(grads: torch.Tensor, proj_dim: int) -> None:
     """Compare with the matrix written out before anything is timed."""
-    for kind in ("rademacher", "normal"):
-        part = grads[:, :4096]
-        exact = part.double() @ trak_ext.projection_matrix(4096, proj_dim, kind=kind).double()
-        got = trak_ext.project(part, proj_dim, kind=kind).double()
-        error = float((got - exact).norm() / exact.norm())
-        assert error < 1e-6, (kind, error)
+    part = grads[:, :4096]
+    for name, way in WAYS.items():
+        matrix = trak_ext.projection_matrix(part.shape[1], proj_dim, kind=way["kind"])
+        exact = part.double() @ matrix.double()
+        error = float((trak_ext.project(part, proj_dim, **way) - exact).norm() / exact.norm())
+        assert error < (2**-9 if "precision" in way else 1e-6), (name, error)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=int, default=2**18)
-    parser.add_argument("--proj-dim", type=int, default=2048)
+    parser.add_argument("--params", type=int, nargs="+", default=[2**18])
+    parser.add_argument("--proj-dims", type=int, nargs="+", default=[2048])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--no-matmul", action="store_true", help="spare the matrix's memory")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
-    measure.pin_to_one_core()
-    torch.set_num_threads(1)
+    if options.device == "cuda":
+        import projection_cuda
+
+        projection_cuda.main(options.json)
+        return
+    if options.threads == 1:
+        measure.pin_to_one_core()
+    torch.set_num_threads(options.threads)
     level = trak_ext.build_info()["cpu_level"]
     ceilings = Ceilings(level)
-    matrix = None
-    if not options.no_matmul:
-        matrix = trak_ext.projection_matrix(options.params, options.proj_dim)
 
     table, records = [], []
-    for batch in options.batches:
-        grads = torch.randn(batch, options.params, generator=torch.Generator().manual_seed(batch))
-        check(grads, options.proj_dim)
-        calls = contenders(grads, options.proj_dim, matrix, not options.no_peers)
-        peaks: list[float] = []
-        calls["peak"] = lambda peaks=peaks: peaks.append(ceilings.multiply_add())
-        seconds = measure.alternate(calls, options.repeats)
-        del seconds["peak"]
-        peak = statistics.median(peaks)
-        work = 2.0 * batch * options.params * options.proj_dim
-        ours = seconds["trak_ext rademacher"]
-        for name, times in seconds.items():
-            rate = work / statistics.median(times)
-            ratio = measure.median_ratio(times, ours)
-            table.append(
-                [
-                    name,
-                    str(batch),
-                    f"{1e3 * statistics.median(times):.1f}",
-                    f"{rate / 1e9:.2f}",
-                    f"{rate / peak:.3f}",
-                    f"{ratio:.2f}",
-                ]
-            )
-            records.append(
-                {"name": name, "batch": batch, "seconds": times, "fraction_of_peak": rate / peak}
-            )
-        table.append(["multiply-add peak", str(batch), "", f"{peak / 1e9:.2f}", "1.000", ""])
+    for params, proj_dim in itertools.product(options.params, options.proj_dims):
+        matrix = None if options.no_matmul else trak_ext.projection_matrix(params, proj_dim)
+        for batch in options.batches:
+            generator = torch.Generator().manual_seed(batch)
+            grads = torch.randn(batch, params, generator=generator)
+            check(grads, proj_dim)
+            calls = contenders(grads, proj_dim, matrix, not options.no_peers)
+            peaks: list[float] = []
+            calls["peak"] = lambda peaks=peaks: peaks.append(ceilings.multiply_add())
+            seconds = measure.alternate(calls, options.repeats)
+            del seconds["peak"]
+            peak = statistics.median(peaks)
+            ours = seconds["trak_ext rademacher"]
+            for name, times in seconds.items():
+                median = statistics.median(times)
+                fraction = 2.0 * batch * params * proj_dim / median / peak
+                table.append(
+                    [
+                        name,
+                        str(params),
+                        str(proj_dim),
+                        str(batch),
+                        f"{1e3 * median:.1f}",
+                        f"{fraction:.3f}",
+                        f"{measure.median_ratio(times, ours):.2f}",
+                    ]
+                )
+                records.append(
+                    {
+                        "name": name,
+                        "params": params,
+                        "proj_dim": proj_dim,
+                        "batch": batch,
+                        "seconds": times,
+                        "peak": peak,
+                        "fraction_of_peak": fraction,
+                    }
+                )
     measure.print_table(
-        f"{measure.machine_name()}, one core, level {level}; "
-        f"P = {options.params}, k = {options.proj_dim}, fp32",
-        ["projector", "B", "ms", "GFLOP/s", "of peak", "time / ours"],
+        f"{measure.machine_name()}, {options.threads} thread(s), level {level}, fp32; "
+        f"peak of one core {peak / 1e9:.0f} GFLOP/s",
+        ["projector", "P", "k", "B", "ms", "of peak", "time / ours"],
         table,
     )
-    settings = {"params": options.params, "proj_dim": options.proj_dim, "level": level}
+    settings = {"level": level, "threads": options.threads}
     measure.write_json(options.json, "projection", settings, records)
 
 

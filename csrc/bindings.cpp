@@ -44,9 +44,11 @@ std::vector<GradientView> make_views(const std::vector<GradientTuple>& grads) {
 
 void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
                   int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride, int kind,
-                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int num_threads) {
+                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int precision,
+                  int num_threads) {
   const std::vector<GradientView> views = make_views(grads);
   const ProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
+                                     static_cast<Precision>(precision),
                                      views.data(),
                                      static_cast<int64_t>(views.size()),
                                      rows,
@@ -67,20 +69,21 @@ void bind_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t 
 // A scoring problem with the storage its pointers need.
 template <class T>
 struct OwnedScoringProblem {
-  std::vector<const T*> features;
+  std::vector<const void*> features;
   std::vector<int64_t> row_strides;
   ScoringProblem<T> problem;
 
   OwnedScoringProblem(const std::vector<uintptr_t>& addresses, std::vector<int64_t> strides,
-                      int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                      uintptr_t coefficients, uintptr_t weights)
+                      int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                      uintptr_t solved, uintptr_t coefficients, uintptr_t weights)
       : row_strides(std::move(strides)) {
-    for (uintptr_t address : addresses) features.push_back(at<const T>(address));
+    for (uintptr_t address : addresses) features.push_back(at<const void>(address));
     problem = {static_cast<int64_t>(features.size()),
                num_train,
                num_targets,
                proj_dim,
                features.data(),
+               static_cast<DType>(dtype),
                row_strides.data(),
                at<const T>(solved),
                at<const T>(coefficients),
@@ -91,21 +94,22 @@ struct OwnedScoringProblem {
 
 template <class T>
 void bind_score(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
-                int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                uintptr_t coefficients, uintptr_t weights, uintptr_t out, int num_threads) {
+                int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                uintptr_t solved, uintptr_t coefficients, uintptr_t weights, uintptr_t out,
+                int num_threads) {
   py::gil_scoped_release release;
-  const OwnedScoringProblem<T> owned(features, row_strides, num_train, num_targets, proj_dim,
+  const OwnedScoringProblem<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
                                      solved, coefficients, weights);
   score(owned.problem, at<T>(out), num_threads);
 }
 
 template <class T>
 bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
-                int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                uintptr_t coefficients, uintptr_t weights, int64_t count, uintptr_t values,
-                uintptr_t indices, int num_threads) {
+                int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                uintptr_t solved, uintptr_t coefficients, uintptr_t weights, int64_t count,
+                uintptr_t values, uintptr_t indices, int num_threads) {
   py::gil_scoped_release release;
-  const OwnedScoringProblem<T> owned(features, row_strides, num_train, num_targets, proj_dim,
+  const OwnedScoringProblem<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
                                      solved, coefficients, weights);
   return top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), num_threads);
 }
@@ -207,6 +211,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("top_k_double", &trak_ext::bind_top_k<double>);
   m.def("law_version", [] { return trak_ext::kLawVersion; });
   m.def("cpu_level", [] { return trak_ext::kernels().name; });
+  m.def("has_fixed_point", &trak_ext::has_fixed_point);
   m.def("available_cpu_levels", &trak_ext::list_levels);
   m.def("compiler", [] { return TRAK_EXT_COMPILER; });
   m.def("cuda_build", &trak_ext::bind_cuda_build);

@@ -7,6 +7,8 @@
 namespace trak_ext {
 
 enum class Kind : int { kRademacher = 0, kNormal = 1 };
+// Named as torch.set_float32_matmul_precision names them.
+enum class Precision : int { kMedium = 1, kHigh = 2, kHighest = 3 };
 enum class DType : int { kFloat64 = 0, kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // The law's arguments: matrix entry (p, j) is a function of these, p and j alone.

@@ -156,7 +156,7 @@ def test_opcheck():
 @device
 def test_devices_that_do_not_match_get_one_sentence():
     grads = torch.randn(3, 4, device="cuda")
-    with pytest.raises(ValueError, match="out: expected a dense .* on cuda:0"):
+    with pytest.raises(ValueError, match=r"out: expected a dense .* on cuda:0"):
         trak_ext.project(grads, 8, out=torch.zeros(3, 8))
     with pytest.raises(ValueError, match=r"grads\[0\]: expected a tensor on cpu as out is"):
         ops.project_([grads], torch.zeros(3, 8), "normal", 0, 0, 0, 0, "high")
@@ -181,10 +181,10 @@ def test_workspace_is_bounded():
 def test_without_a_device_there_is_an_error_and_no_result():
     grads, out = torch.ones(1, 8), torch.zeros(1, 4)
     arguments = (1, out.data_ptr(), 4, 4, 1, 0, 0, 0, 0, 2, out.data_ptr(), 16, 0, 0)
-    with pytest.raises(RuntimeError, match="^CUDA: ") as error:
+    with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
         _C.cuda_project([(grads.data_ptr(), 1, 8, 8, 1, 0)], *arguments)
     assert "\n" not in str(error.value)
-    with pytest.raises(RuntimeError, match="^CUDA: "):
+    with pytest.raises(RuntimeError, match=r"^CUDA: "):
         _C.cuda_fill_matrix(0, 0, 0, 0, 0, 1, 1, out.data_ptr(), 0, 0)
     assert (out == 0).all()
 

@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 import torch
-from cuda_host.library import SOURCES, HostLibrary
 
+from cuda_host.library import SOURCES, HostLibrary
 from trak_ext import reference
 
 KINDS = ["rademacher", "normal"]

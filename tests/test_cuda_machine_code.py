@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels, read from the extension: what DESIGN promises of them without a GPU."""
+"""The compiled CUDA kernels, read from the extension: what is promised of them without a GPU."""
 
 from __future__ import annotations
 

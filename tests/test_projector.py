@@ -168,11 +168,11 @@ def test_numpy_integers_are_accepted():
     assert torch.equal(got, trak_ext.project(grads, 8, seed=2**63, model_id=1))
 
 
-def test_precisions_are_fp32_on_the_cpu():
+def test_high_and_highest_are_one_on_the_cpu():
     grads = torch.randn(3, 500)
-    high = trak_ext.project(grads, 30)
-    for precision in ("medium", "highest"):
-        assert torch.equal(trak_ext.project(grads, 30, precision=precision), high)
+    for kind in KINDS:
+        high = trak_ext.project(grads, 30, kind=kind)
+        assert torch.equal(trak_ext.project(grads, 30, kind=kind, precision="highest"), high)
 
 
 def test_projector_is_project_with_its_settings():

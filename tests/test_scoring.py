@@ -59,8 +59,15 @@ def test_any_size_and_dtype(m, n, t, k, dtype):
     got = trak_ext.score(train, targets, weights, ridge=0.1)
     expected = oracle(train.double(), targets.double(), weights.double(), ridge=0.1)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
-    assert abs(got.numpy() - expected).max() <= tolerance * max(abs(expected).max(), 1e-3)
+    # A rounding error is relative to the terms of an inner product, not to their sum.
+    solved = [
+        np.linalg.solve(phi.T @ phi + (np.trace(phi.T @ phi) / k + 0.1) * np.eye(k), target.T)
+        for phi, target in zip(train.double().numpy(), targets.double().numpy(), strict=True)
+    ]
+    terms = sum(abs(phi) @ abs(w) for phi, w in zip(train.double().numpy(), solved, strict=True))
+    bound = terms * weights.double().numpy().mean(0)[:, None]
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-6
+    assert (abs(got.numpy() - expected) <= tolerance * bound).all()
 
 
 @pytest.mark.parametrize(("n", "t", "k"), [(47, 511, 255), (48, 512, 256), (49, 513, 257)])
@@ -104,6 +111,15 @@ def test_features_of_any_stride():
         torch.cat([train, train], 2)[:, :, : train.shape[2]],
     ):
         assert torch.equal(trak_ext.score(strided, targets, weights), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_features_are_read_as_stored(dtype):
+    train, targets, weights, _ = problem(m=2, n=100, t=40, k=300, dtype=dtype)
+    kernel = trak_ext.kernel_matrix(train)
+    got = trak_ext.score(train, targets.float(), weights.float(), kernel=kernel)
+    widened = trak_ext.score(train.float(), targets.float(), weights.float(), kernel=kernel)
+    assert torch.equal(got, widened)
 
 
 def test_threads_do_not_change_bits():

@@ -11,6 +11,7 @@ def project(
     seed_low: int,
     seed_high: int,
     model_id: int,
+    precision: int,
     num_threads: int,
 ) -> None: ...
 def fill_matrix(
@@ -27,6 +28,7 @@ def fill_matrix(
 def score_float(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -39,6 +41,7 @@ def score_float(
 def score_double(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -51,6 +54,7 @@ def score_double(
 def top_k_float(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -65,6 +69,7 @@ def top_k_float(
 def top_k_double(
     features: list[int],
     row_strides: list[int],
+    dtype: int,
     num_train: int,
     num_targets: int,
     proj_dim: int,
@@ -78,6 +83,7 @@ def top_k_double(
 ) -> bool: ...
 def law_version() -> int: ...
 def cpu_level() -> str: ...
+def has_fixed_point() -> bool: ...
 def available_cpu_levels() -> list[str]: ...
 def compiler() -> str: ...
 def cuda_build() -> dict[str, Any] | None: ...

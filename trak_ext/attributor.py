@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -13,11 +14,11 @@ from tqdm import tqdm
 
 from . import _C, _check, loaders, ops, scoring
 from .checkpoints import Checkpoint, Checkpoints
-from .digest import SampleDigest
-from .gradients import GradientComputer, ParameterChoice, SampleGradients, batch_tensors
+from .gradients import GradientComputer, ParameterChoice, SampleGradients
 from .projector import MAX_PROJ_DIM, MAX_SEED, project
 from .scoring import TopK
-from .store import Shard, StoreError, open_store, shard_rows
+from .shard_builder import ShardBuilder, changed_data, other_count, other_data
+from .store import Kernel, Shard, StoreError, open_store, shard_rows
 from .tasks import Task, get_task
 
 
@@ -78,7 +79,7 @@ class Attributor:
         self._model = model
         self._store = open_store(store)
         self._progress = progress
-        self.device = torch.device(device) if device is not None else _device_of(model)
+        self.device = _device_of(model) if device is None else _check_device(device)
 
     # --- fit --------------------------------------------------------------------------------------
 
@@ -96,11 +97,12 @@ class Attributor:
         loaders.check_loader("train_loader", train_loader, len(self._checkpoints))
         self._store.open(self._settings(), create=True)
         digests: list[str] | None = None
-        for m in range(len(self._checkpoints)):
-            digests = self._fit_checkpoint(m, train_loader, digests)
+        with self._bar("fit", train_loader) as bar:
+            for m in range(len(self._checkpoints)):
+                digests = self._fit_checkpoint(m, train_loader, digests, bar)
 
     def _fit_checkpoint(
-        self, m: int, loader: Iterable[Any], expected: list[str] | None
+        self, m: int, loader: Iterable[Any], expected: list[str] | None, bar: tqdm
     ) -> list[str]:
         """Fit one checkpoint; return the digests of the shards' data, compared with `expected`."""
         weights = self._checkpoints.load(m, self.device)
@@ -108,60 +110,49 @@ class Attributor:
         kernel = scoring.KernelAccumulator(self.proj_dim)
         rows = shard_rows(self.proj_dim)
         digests: list[str] = []
-        shard = _ShardInProgress(0, self.proj_dim)
+        builder = ShardBuilder(0, self.proj_dim)
         count = 0
 
         def close_shard() -> None:
-            done = self._close_shard(m, shard, expected[len(digests)] if expected else None)
-            digests.append(done.data_digest)
+            index = len(digests)
+            if expected is not None and builder.data_digest != expected[index]:
+                raise changed_data("train_loader", builder.start, count)
+            shard = builder.compare_with_stored(count)
+            if finished is not None and builder.data_digest != finished.data_digests[index]:
+                raise other_data(builder.start, count)
+            if shard is None:
+                shard = builder.finish("train_loader")
+                self._store.write(m, builder.start, shard)
+            digests.append(shard.data_digest)
             if finished is None:
-                kernel.add(done.features)
+                kernel.add(shard.features)
 
-        for start, stop, batch in self._segments(loader, rows, f"fit checkpoint {m}"):
+        for start, stop, batch in loaders.segments(loader, self.device, rows):
             if expected is not None and start // rows >= len(expected):
-                raise _changed_data(start, stop)
-            if finished is not None and stop > finished[1]:
-                raise _other_count(f"{stop} or more", finished[1])
+                raise changed_data("train_loader", start, stop)
+            if finished is not None and stop > finished.num_samples:
+                raise other_count(f"{stop} or more", finished.num_samples)
             if start % rows == 0:
-                shard = _ShardInProgress(start, self.proj_dim, self._store.read(m, start))
-            shard.digest.update(batch_tensors(batch))
-            if shard.stored is None:
+                builder = ShardBuilder(start, self.proj_dim, self._store.read(m, start))
+            builder.note_data(batch)
+            if builder.stored is None:
                 for part in self._gradients(weights, batch):
-                    shard.append(part, self._project(part, m))
+                    builder.append(part, self._project(part, m))
             count = stop
-            shard.stop = stop
+            bar.update(stop - start)
             if stop % rows == 0:
                 close_shard()
         if count % rows:
             close_shard()
-        if finished is not None and finished[1] != count:
-            raise _other_count(str(count), finished[1])
+        if finished is not None and finished.num_samples != count:
+            raise other_count(str(count), finished.num_samples)
         if self._store.read(m, -(-count // rows) * rows) is not None:
-            raise _other_count(str(count), "more")
+            raise other_count(str(count), "more")
         if expected is not None and len(digests) != len(expected):
-            raise _changed_data(count, count)
+            raise changed_data("train_loader", count, count)
         if finished is None:
-            self._store.write_kernel(m, kernel.matrix, count)
+            self._store.write_kernel(m, Kernel(kernel.matrix, count, digests))
         return digests
-
-    def _close_shard(self, m: int, shard: _ShardInProgress, expected: str | None) -> Shard:
-        """Compare a stored shard with the data, or check a computed one and store it."""
-        digest = shard.digest.hexdigest()
-        if expected is not None and digest != expected:
-            raise _changed_data(shard.start, shard.stop)
-        if shard.stored is None:
-            finished = shard.finish("train_loader", digest)
-            self._store.write(m, shard.start, finished)
-            return finished
-        stored_rows = shard.stored.features.shape[0]
-        if stored_rows != shard.stop - shard.start:
-            raise _other_count(str(shard.stop), shard.start + stored_rows)
-        if digest != shard.stored.data_digest:
-            raise StoreError(
-                f"store: expected one made with the data of train_loader, got other data in "
-                f"samples {shard.start} to {shard.stop - 1} (use another folder)"
-            )
-        return shard.stored
 
     # --- attribute --------------------------------------------------------------------------------
 
@@ -192,28 +183,18 @@ class Attributor:
         num_train = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, num_train)
-        solved: list[Tensor] = []
-        for m in range(len(self._checkpoints)):
-            phi = self._target_features(m, test_loader)
-            if solved and phi.shape[0] != solved[0].shape[0]:
-                raise ValueError(
-                    f"test_loader: expected {solved[0].shape[0]} samples in every pass, "
-                    f"got {phi.shape[0]}"
-                )
-            factor = self._factor(m) if num_train else None
-            solved.append(
-                phi.double()
-                if factor is None
-                else scoring.solve_targets(factor, phi) / len(self._checkpoints)
-            )
-        targets = scoring.SolvedTargets(torch.stack(solved), torch.float32)
-        num_targets = solved[0].shape[0]
+        solved = self._solve_targets(test_loader, num_train)
+        num_targets = solved.shape[1]
+        targets = scoring.SolvedTargets(solved, torch.float32)
         if top_k is None:
-            scores = torch.empty((num_train, num_targets))
+            scores = torch.empty((num_train, num_targets), dtype=torch.float32)
             for start, features, weight in self._shards(num_train):
                 scores[start : start + len(weight)] = targets.score(features, weight)
             return scores
-        best = TopK(torch.empty((num_targets, 0)), torch.empty((num_targets, 0), dtype=torch.int64))
+        best = TopK(
+            torch.empty((num_targets, 0), dtype=torch.float32),
+            torch.empty((num_targets, 0), dtype=torch.int64),
+        )
         for start, features, weight in self._shards(num_train):
             found = targets.top_k(features, weight, min(top_k, len(weight)), largest)
             best = scoring.merge_top_k(
@@ -258,8 +239,8 @@ class Attributor:
             "precision": self.precision,
             "task": self.task.name,
             "model": f"{type(model).__module__}.{type(model).__qualname__}",
-            "architecture": hashlib.blake2b(repr(model).encode(), digest_size=16).hexdigest(),
-            "params": {name: list(shape) for name, shape in self._gradients.shapes.items()},
+            "architecture": _architecture_digest(model),
+            "params": [[name, list(shape)] for name, shape in self._gradients.shapes.items()],
             "checkpoints": self._checkpoints.digests,
             "autocast": autocast,
         }
@@ -275,15 +256,30 @@ class Attributor:
                     f"store: expected features of all {len(self._checkpoints)} checkpoints, got "
                     f"none or a part for checkpoint {m} (call fit first)"
                 )
-            counts.append(kernel[1])
+            counts.append(kernel.num_samples)
         if len(set(counts)) != 1:
             raise StoreError(f"store: expected one number of samples, got {counts} by checkpoint")
         return counts[0]
 
+    def _solve_targets(self, test_loader: Iterable[Any], num_train: int) -> Tensor:
+        """Return K_m^-1 phi_m(z) / M of every checkpoint and target: fp64 [M, t, k]."""
+        solved: list[Tensor] = []
+        digest: str | None = None
+        with self._bar("targets", test_loader) as bar:
+            for m in range(len(self._checkpoints)):
+                targets = self._target_features(m, test_loader, bar)
+                if digest is not None and targets.data_digest != digest:
+                    raise changed_data("test_loader", 0, targets.features.shape[0])
+                features, digest = targets.features, targets.data_digest
+                if num_train:  # without samples there is no kernel matrix, nor a score to make
+                    features = scoring.solve_targets(self._factor(m), features)
+                solved.append(features.double() / len(self._checkpoints))
+        return torch.stack(solved)
+
     def _factor(self, m: int) -> Tensor:
         kernel = self._store.read_kernel(m)
         assert kernel is not None, "_open_fitted() comes first"
-        return scoring.factor_kernel(kernel[0], self.damping, 0.0)
+        return scoring.factor_kernel(kernel.matrix, self.damping, 0.0)
 
     def _shards(
         self, num_train: int, checkpoints: Sequence[int] | None = None
@@ -304,13 +300,11 @@ class Attributor:
                 weight += shard.weight.double() / len(chosen)
             yield start, features, weight
 
-    def _segments(
-        self, loader: Iterable[Any], boundary: int, label: str
-    ) -> Iterator[tuple[int, int, Any]]:
-        with tqdm(desc=label, unit=" samples", disable=not self._progress) as bar:
-            for start, stop, batch in loaders.segments(loader, self.device, boundary):
-                yield start, stop, batch
-                bar.update(stop - start)
+    def _bar(self, label: str, loader: Iterable[Any]) -> tqdm:
+        """Return a progress bar over all samples of all checkpoints."""
+        samples = loaders.num_samples(loader)
+        total = None if samples is None else samples * len(self._checkpoints)
+        return tqdm(total=total, desc=label, unit=" samples", disable=not self._progress)
 
     def _project(self, part: SampleGradients, m: int) -> Tensor:
         return project(
@@ -322,65 +316,34 @@ class Attributor:
             precision=self.precision,
         )
 
-    def _target_features(self, m: int, loader: Iterable[Any]) -> Tensor:
-        """Return the targets' features for a checkpoint, fp32 [t, k]."""
+    def _target_features(self, m: int, loader: Iterable[Any], bar: tqdm) -> Shard:
+        """Return the targets' features for a checkpoint, as one shard of all of them."""
         weights = self._checkpoints.load(m, self.device)
-        targets = _ShardInProgress(0, self.proj_dim)
-        for _, stop, batch in self._segments(loader, 2**62, f"targets, checkpoint {m}"):
+        targets = ShardBuilder(0, self.proj_dim)
+        for start, stop, batch in loaders.segments(loader, self.device, 2**62):
+            targets.note_data(batch)
             for part in self._gradients(weights, batch):
                 targets.append(part, self._project(part, m))
-            targets.stop = stop
-        return targets.finish("test_loader", "").features
+            bar.update(stop - start)
+        return targets.finish("test_loader")
 
 
-class _ShardInProgress:
-    """Features of consecutive samples on their way to a shard."""
-
-    def __init__(self, start: int, proj_dim: int, stored: Shard | None = None) -> None:
-        self.start = start
-        self.stop = start
-        self.stored = stored  # what the store already has in this place
-        self.digest = SampleDigest()
-        self._features = [torch.zeros((0, proj_dim))]
-        self._weight = [torch.zeros(0)]
-        self._curvature = [torch.zeros(0)]
-        self._bad: list[int] = []
-        self._count = 0
-
-    def append(self, part: SampleGradients, features: Tensor) -> None:
-        """Add a chunk's features, noting samples with anything that is not finite."""
-        good = torch.isfinite(features).all(1)
-        for figure in (part.output, part.weight, part.curvature):
-            good &= torch.isfinite(figure)
-        bad = torch.nonzero(~good).reshape(-1) + self.start + self._count
-        self._bad.extend(bad.tolist())
-        self._features.append(features.cpu())
-        self._weight.append(part.weight.float().cpu())
-        self._curvature.append(part.curvature.float().cpu())
-        self._count += features.shape[0]
-
-    def finish(self, name: str, digest: str) -> Shard:
-        """Return the shard, or refuse it and name the samples that are not finite."""
-        if self._bad:
-            shown = ", ".join(map(str, self._bad[:10])) + (", ..." if len(self._bad) > 10 else "")
-            raise ValueError(
-                f"{name}: expected samples with finite outputs and gradients, got NaN or Inf for "
-                f"{len(self._bad)} of them: {shown}"
-            )
-        return Shard(
-            torch.cat(self._features), torch.cat(self._weight), torch.cat(self._curvature), digest
-        )
+def _architecture_digest(model: nn.Module) -> str:
+    """Return a digest of how a model prints, less the addresses that functions print with."""
+    text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _changed_data(start: int, stop: int) -> ValueError:
-    return ValueError(
-        "train_loader: expected the same samples in the same order for every checkpoint, got other "
-        f"data around samples {start} to {stop} (a loader that shuffles or augments?)"
-    )
-
-
-def _other_count(found: str, stored: int | str) -> StoreError:
-    return StoreError(f"train_loader: expected {stored} samples as the store holds, got {found}")
+def _check_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise ValueError(
+            f"device: expected a torch device of this machine, got {device!r} ({reason})"
+        ) from error
+    return found
 
 
 def _device_of(model: nn.Module) -> torch.device:

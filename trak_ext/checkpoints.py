@@ -26,9 +26,10 @@ class Checkpoints:
 
     def __init__(self, model: nn.Module, sources: Sequence[Checkpoint] | None) -> None:
         self._model = model
-        if sources is not None and (isinstance(sources, (str, Mapping, os.PathLike))):
+        if sources is not None and (isinstance(sources, str) or not isinstance(sources, Sequence)):
             raise TypeError(
-                "checkpoints: expected a list of state dicts or paths, got a single one"
+                "checkpoints: expected a list of state dicts or paths, got a "
+                f"{type(sources).__name__}"
             )
         self._sources = None if sources is None else list(sources)
         if self._sources == []:
@@ -55,6 +56,11 @@ class Checkpoints:
         source = self._sources[index]
         if isinstance(source, Mapping):
             return self._complete(name, source)
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(
+                f"{name}: expected a state dict or a path, got a {type(source).__name__}"
+                + (" (give its state_dict())" if isinstance(source, nn.Module) else "")
+            )
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"{name}: expected a file, got none at {str(path)!r}")
@@ -66,7 +72,7 @@ class Checkpoints:
             else:
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             raise ValueError(
                 f"{name}: expected safetensors or a state dict of tensors alone in {str(path)!r}, "
                 f"got a file that does not load ({reason})"
@@ -87,6 +93,12 @@ class Checkpoints:
         state = dict(state)
         for group in tied.values():
             given = [key for key in group if key in state]
+            for key in given[1:]:
+                if not torch.equal(state[given[0]], state[key]):
+                    raise ValueError(
+                        f"{name}: expected one weight for the tied names {given[0]} and {key}, "
+                        "got two"
+                    )
             for key in group:
                 if given and key not in state and key in expected:
                     state[key] = state[given[0]]

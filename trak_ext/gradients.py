@@ -19,6 +19,8 @@ ParameterChoice = Sequence[str] | str | Callable[[str, nn.Parameter], bool] | No
 _CHUNK_BYTES = 2**28  # of gradients that a chunk of the default size may take
 _MAX_CHUNK = 256
 
+_RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
+
 
 class SampleGradients(NamedTuple):
     """Gradients of f for B samples, with f, Q and R."""
@@ -47,21 +49,37 @@ def choose_parameters(model: nn.Module, params: ParameterChoice) -> list[str]:
                 "params: expected a model with a parameter that requires grad, got none"
             )
         return chosen
-    if callable(params):
+    if callable(params) and not isinstance(params, str):
         chosen = [name for name, parameter in named.items() if params(name, parameter)]
         if not chosen:
             raise ValueError("params: expected a predicate that chooses a parameter, got none")
-        return chosen
+        return _differentiable(named, chosen)
+    if not isinstance(params, (str, Sequence)):
+        raise TypeError(
+            f"params: expected None, glob patterns or a predicate (name, parameter), got {params!r}"
+        )
     patterns = [params] if isinstance(params, str) else list(params)
+    if not patterns:
+        raise ValueError("params: expected at least one glob pattern, got an empty list")
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"params: expected glob patterns as strings, got {pattern!r}")
-        if not fnmatch.filter(named, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
             shown = ", ".join(list(named)[:5])
             raise ValueError(
                 f"params: expected patterns that match a parameter ({shown}, ...), got {pattern!r}"
             )
-    return [name for name in named if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    chosen = [name for name in named if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    return _differentiable(named, chosen)
+
+
+def _differentiable(named: Mapping[str, nn.Parameter], chosen: list[str]) -> list[str]:
+    for name in chosen:
+        if not named[name].is_floating_point():
+            raise ValueError(
+                f"params: expected floating-point parameters, got {name} of {named[name].dtype}"
+            )
+    return chosen
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
@@ -193,10 +211,7 @@ class GradientComputer:
             return self._vmap(chosen, constant, chunk)
         except (RuntimeError, NotImplementedError) as error:
             if "randomness" in str(error):
-                raise RuntimeError(
-                    "model: expected an output that is not random in eval mode, got a random "
-                    "operation under vmap"
-                ) from error
+                raise RuntimeError(_RANDOM_MODEL) from error
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
@@ -222,19 +237,28 @@ class GradientComputer:
     ) -> SampleGradients:
         rows: list[Sequence[Tensor]] = []
         outputs = []
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in chosen.items()}
-        for i in range(batch_size(chunk)):
-            sample = map_tensors(lambda tensor, i=i: tensor[i], chunk)  # type: ignore[misc]
-            with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = {name: _ordinary(t).detach().requires_grad_() for name, t in chosen.items()}
+            constant = {name: _ordinary(tensor) for name, tensor in constant.items()}
+            for i in range(batch_size(chunk)):
+                sample = map_tensors(lambda tensor, i=i: _ordinary(tensor[i]), chunk)  # type: ignore[misc]
+                random_state = torch.get_rng_state()
                 f, parts = self._output(leaves, constant, sample)
-                if leaves and f.requires_grad:
+                if not torch.equal(torch.get_rng_state(), random_state):
+                    raise RuntimeError(_RANDOM_MODEL)
+                if f.requires_grad:
                     row = torch.autograd.grad(
                         f, list(leaves.values()), allow_unused=True, materialize_grads=True
                     )
-                else:
+                else:  # no chosen parameter has a part in the output
                     row = tuple(torch.zeros_like(tensor) for tensor in leaves.values())
-            rows.append(row)
-            outputs.append(parts)
+                rows.append([gradient.to_dense() for gradient in row])
+                outputs.append(parts)
         grads = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}
         f, q, r = (torch.stack(part) for part in zip(*outputs, strict=True))
         return SampleGradients(grads, f, q, r)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd may keep: a copy, where it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -26,18 +27,28 @@ def check_loader(name: str, loader: Any, passes: int) -> None:
             f"got a {type(loader).__name__}"
         )
     if isinstance(loader, DataLoader):
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        sampler = getattr(batch_sampler, "sampler", loader.sampler)
-        if isinstance(sampler, _RANDOM_SAMPLERS) or getattr(sampler, "shuffle", False):
-            raise ValueError(
-                f"{name}: expected a loader that keeps the order (shuffle=False), since a sample's "
-                f"position is its identity, got one with a {type(sampler).__name__}"
-            )
-    if passes > 1 and iter(loader) is loader:
+        # Batch samplers hold samplers, and may stand in the place of either.
+        sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        while sampler is not None:
+            if isinstance(sampler, _RANDOM_SAMPLERS) or getattr(sampler, "shuffle", False):
+                raise ValueError(
+                    f"{name}: expected a loader that keeps the order (shuffle=False), since a "
+                    f"sample's position is its identity, got one with a {type(sampler).__name__}"
+                )
+            sampler = getattr(sampler, "sampler", None)
+    if passes > 1 and isinstance(loader, Iterator):
         raise ValueError(
             f"{name}: expected an iterable that can be gone over {passes} times (once a "
             f"checkpoint), got a one-time {type(loader).__name__}"
         )
+
+
+def num_samples(loader: Iterable[Any]) -> int | None:
+    """Return the number of samples a pass will bring, where the loader tells beforehand."""
+    if isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler):
+        whole = loader.batch_size is not None and not loader.drop_last
+        return len(loader.sampler) if whole else None
+    return None
 
 
 def segments(

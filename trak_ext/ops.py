@@ -20,7 +20,7 @@ KINDS = {"rademacher": 0, "normal": 1}
 PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 # What a projection on a CUDA device takes at most for partial sums.
 CUDA_WORKSPACE_BYTES = 256 * 2**20
-_DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
@@ -90,14 +90,14 @@ def project_(
     views = []
     for grad in grads:
         params = grad.shape[1]
-        code = _DTYPE_CODES[grad.dtype]
+        code = DTYPE_CODES[grad.dtype]
         views.append((grad.data_ptr(), code, params, grad.stride(0), grad.stride(1), param_offset))
         param_offset += params
     rows, proj_dim = out.shape
     output = (rows, out.data_ptr(), proj_dim, out.stride(0), out.stride(1))
     law = (KINDS[kind], seed_low, seed_high, model_id)
     if out.device.type == "cpu":
-        _C.project(views, *output, *law, get_num_threads())
+        _C.project(views, *output, *law, PRECISIONS[precision], get_num_threads())
         return
     size = _C.cuda_workspace_bytes(views, rows, proj_dim, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)

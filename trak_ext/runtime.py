@@ -33,7 +33,8 @@ def build_info() -> dict[str, Any]:
     """Return what was built and what it runs on.
 
     Keys: "version", "law_version", "torch", "python", "machine", "compiler", "cpu_level" (in use),
-    "cpu_levels" (that this machine runs), "threads", "cuda" (bool: built in), "cuda_runtime",
+    "cpu_levels" (that this machine runs), "cpu_fixed_point" (whether precision "medium" is its own
+    kernel there), "threads", "cuda" (bool: built in), "cuda_runtime",
     "cuda_architectures", "cuda_devices" (a list of dicts) and "cuda_status" ("ok", or why there are
     no devices; None where CUDA is not built in).
 
@@ -49,6 +50,7 @@ def build_info() -> dict[str, Any]:
         "compiler": _C.compiler(),
         "cpu_level": _C.cpu_level(),
         "cpu_levels": _C.available_cpu_levels(),
+        "cpu_fixed_point": _C.has_fixed_point(),
         "threads": get_num_threads(),
         "cuda": cuda is not None,
         "cuda_runtime": cuda and _cuda_version(cuda["runtime_version"]),

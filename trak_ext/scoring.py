@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _C, _check
+from .ops import DTYPE_CODES
 from .runtime import get_num_threads
 
 _ROWS_AT_ONCE = 4096  # rows of features that are held in fp64 at a time
@@ -156,9 +157,14 @@ class SolvedTargets:
         self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
     ) -> tuple[list[Any], list[Any]]:
         """Return the kernel's leading arguments, and what must outlive the call."""
-        checkpoints, num_targets, proj_dim = self._solved.shape
-        num_train = features[0].shape[0] if checkpoints else 0
-        rows = [phi.to(self.dtype) for phi in features]
+        _, num_targets, proj_dim = self._solved.shape
+        num_train = features[0].shape[0]
+        rows = list(features)
+        # The kernel reads one dtype as stored: its own, or a half type where its own is fp32.
+        stored = rows[0].dtype
+        readable = stored == self.dtype or (self.dtype == torch.float32 and stored.itemsize == 2)
+        if not readable or any(phi.dtype != stored for phi in rows):
+            rows = [phi.to(self.dtype) for phi in rows]
         rows = [phi if phi.stride(1) == 1 or proj_dim == 1 else phi.contiguous() for phi in rows]
         weights = weights.to(self.dtype).contiguous()
         keep: list[Any] = [rows, weights]
@@ -170,6 +176,7 @@ class SolvedTargets:
         arguments = [
             [phi.data_ptr() for phi in rows],
             [phi.stride(0) for phi in rows],
+            DTYPE_CODES[rows[0].dtype],
             num_train,
             num_targets,
             proj_dim,
@@ -187,7 +194,7 @@ class SolvedTargets:
         `coefficients` [M, n] scale each checkpoint's term.
         """
         arguments, keep = self._arguments(features, weights, coefficients)
-        out = torch.empty((arguments[2], arguments[3]), dtype=self.dtype)
+        out = torch.empty((features[0].shape[0], self._solved.shape[1]), dtype=self.dtype)
         kernel: Any = _C.score_double if self.dtype == torch.float64 else _C.score_float
         kernel(*arguments, out.data_ptr(), get_num_threads())
         del keep
@@ -203,7 +210,7 @@ class SolvedTargets:
     ) -> TopK:
         """Return the best k of the same scores for each target without holding them all."""
         arguments, keep = self._arguments(features, weights if largest else -weights, coefficients)
-        num_targets = arguments[3]
+        num_targets = self._solved.shape[1]
         values = torch.empty((num_targets, k), dtype=self.dtype)
         indices = torch.empty((num_targets, k), dtype=torch.int64)
         kernel: Any = _C.top_k_double if self.dtype == torch.float64 else _C.top_k_float

@@ -31,6 +31,14 @@ class Shard(NamedTuple):
     data_digest: str
 
 
+class Kernel(NamedTuple):
+    """A finished checkpoint's kernel matrix, and what it was made of."""
+
+    matrix: Tensor  # fp64 [k, k]
+    num_samples: int
+    data_digests: list[str]  # of each shard, in order
+
+
 class StoreError(ValueError):
     """A store that is damaged, incomplete, or made with other settings, weights or data."""
 
@@ -45,13 +53,17 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._shards: dict[tuple[int, int], Shard] = {}
-        self._kernels: dict[int, tuple[Tensor, int]] = {}
+        self._kernels: dict[int, Kernel] = {}
+        self._settings: dict[str, Any] | None = None
 
     def open(self, settings: dict[str, Any], *, create: bool) -> None:
-        """Begin anew where `create`: a memory store has one owner and nothing to resume."""
+        """Begin anew where `create`, having nothing to resume; else compare the settings."""
         if create:
             self._shards.clear()
             self._kernels.clear()
+            self._settings = settings
+        elif self._settings is not None:
+            _compare(settings, self._settings, "memory")
 
     def read(self, checkpoint: int, start: int, stop: int | None = None) -> Shard | None:
         """Return the shard that begins with sample `start`, or None."""
@@ -61,13 +73,13 @@ class MemoryStore:
         """Keep a shard."""
         self._shards[checkpoint, start] = shard
 
-    def read_kernel(self, checkpoint: int) -> tuple[Tensor, int] | None:
-        """Return (kernel matrix fp64 [k, k], number of samples) of a finished checkpoint."""
+    def read_kernel(self, checkpoint: int) -> Kernel | None:
+        """Return the kernel of a checkpoint, or None where it is not finished."""
         return self._kernels.get(checkpoint)
 
-    def write_kernel(self, checkpoint: int, kernel: Tensor, num_samples: int) -> None:
+    def write_kernel(self, checkpoint: int, kernel: Kernel) -> None:
         """Mark a checkpoint as finished."""
-        self._kernels[checkpoint] = (kernel, num_samples)
+        self._kernels[checkpoint] = kernel
 
 
 class DirectoryStore:
@@ -93,24 +105,25 @@ class DirectoryStore:
                 raise StoreError(f"store: expected {str(manifest)!r} beside its features, got none")
             if not create:
                 raise StoreError(f"store: expected a fitted store, got none at {str(self.path)!r}")
+            self._clear_leftovers()
             return
         try:
             found = json.loads(manifest.read_text())
         except (ValueError, UnicodeDecodeError):
             found = None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or "format_version" not in found:
             raise StoreError(
-                f"store: expected a JSON object in {str(manifest)!r}, got another file"
+                f"store: expected a store's manifest in {str(manifest)!r}, got another file"
             )
-        for key in sorted({*settings, *found}):
-            if settings.get(key) != found.get(key):
-                raise StoreError(
-                    f"store: expected one made with {key} = {_short(settings.get(key))}, got "
-                    f"{_short(found.get(key))} in {str(manifest)!r} (use another folder)"
-                )
+        _compare(settings, found, repr(str(manifest)))
         if create:
-            for leftover in self.path.glob("**/*.tmp"):
-                leftover.unlink()  # of a run that was killed
+            self._clear_leftovers()
+
+    def _clear_leftovers(self) -> None:
+        """Delete what killed writes of this store left behind, and nothing of anyone else's."""
+        for pattern in ("manifest.json.*.tmp", "checkpoint-*/*.safetensors.*.tmp"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink()
 
     def read(self, checkpoint: int, start: int, stop: int | None = None) -> Shard | None:
         """Return the shard that begins with sample `start`, or None where it is not there.
@@ -142,18 +155,26 @@ class DirectoryStore:
         path = self._folder(checkpoint) / _shard_name(start)
         self._save(path, tensors, {"data_digest": shard.data_digest})
 
-    def read_kernel(self, checkpoint: int) -> tuple[Tensor, int] | None:
-        """Return (kernel matrix fp64 [k, k], number of samples) of a finished checkpoint."""
+    def read_kernel(self, checkpoint: int) -> Kernel | None:
+        """Return the kernel of a checkpoint, or None where it is not finished."""
         path = self._folder(checkpoint) / "kernel.safetensors"
         if not path.exists():
             return None
         tensors, metadata = self._load(path, ("kernel",))
-        return tensors["kernel"], int(metadata["num_samples"])
+        return Kernel(
+            tensors["kernel"],
+            int(metadata["num_samples"]),
+            json.loads(metadata["data_digests"]),
+        )
 
-    def write_kernel(self, checkpoint: int, kernel: Tensor, num_samples: int) -> None:
+    def write_kernel(self, checkpoint: int, kernel: Kernel) -> None:
         """Write the kernel matrix: the mark of a finished checkpoint."""
+        metadata = {
+            "num_samples": str(kernel.num_samples),
+            "data_digests": json.dumps(kernel.data_digests),
+        }
         path = self._folder(checkpoint) / "kernel.safetensors"
-        self._save(path, {"kernel": kernel}, {"num_samples": str(num_samples)})
+        self._save(path, {"kernel": kernel.matrix}, metadata)
 
     def _folder(self, checkpoint: int) -> Path:
         return self.path / f"checkpoint-{checkpoint:04d}"
@@ -170,12 +191,19 @@ class DirectoryStore:
             text = json.dumps(self._settings, indent=2, sort_keys=True)
             _write_whole(manifest, text.encode())
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        metadata = {
-            **metadata,
-            "fingerprint": self._fingerprint(),
-            "checksum": _checksum(tensors),
-        }
+        metadata = {**metadata, "fingerprint": self._fingerprint()}
+        metadata["checksum"] = self._checksum(path, tensors, metadata)
         _write_whole(path, save(tensors, metadata))
+
+    def _checksum(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+        """Return a checksum of all that a file says, and of its place in the store."""
+        said = sorted((key, value) for key, value in metadata.items() if key != "checksum")
+        value = zlib.crc32(f"{path.relative_to(self.path).as_posix()}{said}".encode())
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            value = zlib.crc32(f"{name}{tensor.dtype}{list(tensor.shape)}".encode(), value)
+            value = zlib.crc32(tensor_bytes(tensor), value)
+        return f"{value:08x}"
 
     def _load(self, path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
         from safetensors import SafetensorError, safe_open
@@ -188,10 +216,11 @@ class DirectoryStore:
             raise StoreError(
                 f"store: expected a whole safetensors file in {str(path)!r}, got {error}"
             ) from error
-        if sorted(tensors) != sorted(names) or metadata.get("checksum") != _checksum(tensors):
+        whole = metadata.get("checksum") == self._checksum(path, tensors, metadata)
+        if not whole or sorted(tensors) != sorted(names):
             raise StoreError(
-                f"store: expected {str(path)!r} as it was written, got other bytes (delete it to "
-                "have it made again)"
+                f"store: expected {str(path)!r} as it was written there, got other bytes (delete "
+                "it to have it made again)"
             )
         if metadata.get("fingerprint") != self._fingerprint():
             raise StoreError(
@@ -203,14 +232,6 @@ class DirectoryStore:
 
 def _shard_name(start: int) -> str:
     return f"features-{start:012d}.safetensors"
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    value = 0
-    for name in sorted(tensors):
-        value = zlib.crc32(f"{name}{list(tensors[name].shape)}".encode(), value)
-        value = zlib.crc32(tensor_bytes(tensors[name]), value)
-    return f"{value:08x}"
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -229,6 +250,16 @@ def _write_whole(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
+def _compare(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
+    """Refuse a store whose settings are not the ones expected."""
+    for key in sorted({*expected, *found}):
+        if expected.get(key) != found.get(key):
+            raise StoreError(
+                f"store: expected one made with {key} = {_short(expected.get(key))}, got "
+                f"{_short(found.get(key))} in {where} (use another folder)"
+            )
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -236,4 +267,8 @@ def _short(value: Any) -> str:
 
 def open_store(store: str | os.PathLike[str] | None) -> MemoryStore | DirectoryStore:
     """Return the store of a path, or one in memory."""
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store: expected a path or None, got {store!r}")
+    if store is not None and not os.fspath(store):
+        raise ValueError("store: expected the path of a folder, got ''")
     return MemoryStore() if store is None else DirectoryStore(store)

@@ -83,9 +83,19 @@ def _inputs_and_labels(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Ten
 
 
 def _prediction(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the model's logits or predictions."""
     result = model(*args, **kwargs)
-    prediction: Tensor = result if isinstance(result, Tensor) else result.logits
+    prediction = result if isinstance(result, Tensor) else getattr(result, "logits", None)
+    if not isinstance(prediction, Tensor):
+        raise TypeError(
+            "model: expected logits as a tensor or as the attribute .logits of its result, got a "
+            f"{type(result).__name__}"
+        )
     return prediction
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def classification_output(logits: Tensor, labels: Tensor) -> ModelOutput:
@@ -105,7 +115,7 @@ def classification_output(logits: Tensor, labels: Tensor) -> ModelOutput:
         raise ValueError(
             f"labels: expected integers [B], got {labels.dtype} of shape {list(labels.shape)}"
         )
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = _at_least_fp32(logits)
     chosen = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
     own = torch.where(chosen, logits, 0).sum(1)
     others = torch.where(chosen, float("-inf"), logits).logsumexp(1)
@@ -121,7 +131,7 @@ def _classification(model: Callable[..., Any], batch: Any) -> ModelOutput:
 
 def _regression(model: Callable[..., Any], batch: Any) -> ModelOutput:
     args, kwargs, labels = _inputs_and_labels(batch)
-    prediction = _prediction(model, args, kwargs)
+    prediction = _at_least_fp32(_prediction(model, args, kwargs))
     if prediction.numel() != labels.numel():
         raise ValueError(
             f"model: expected one prediction a sample for labels {list(labels.shape)}, "

@@ -1,7 +1,9 @@
-// Gradients of any dtype and stride to packed fp32 rows.
+// Rows of any dtype and stride to packed fp32 rows.
 #pragma once
 
-#include "projection.h"
+#include <type_traits>
+
+#include "../problem.h"
 #include "simd.h"
 
 namespace trak_ext {
@@ -30,6 +32,14 @@ TRAK_EXT_INLINE float half_to_float(uint16_t half) {
 #endif
 }
 
+// A matrix in memory, strides in elements.
+struct StridedRows {
+  const void* data;
+  DType dtype;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
 struct FromFloat64 {
   using Stored = double;
   static TRAK_EXT_INLINE float convert(double value) { return static_cast<float>(value); }
@@ -50,35 +60,45 @@ struct FromBFloat16 {
 };
 
 template <class From>
-TRAK_EXT_INLINE void pack_row(const void* row, int64_t stride, int64_t begin, int64_t count,
+TRAK_EXT_INLINE void pack_row(const typename From::Stored* source, int64_t stride, int64_t count,
                               float* packed) {
-  const auto* source = static_cast<const typename From::Stored*>(row) + begin * stride;
+  int64_t i = 0;
+#if defined(__F16C__)
+  // Compilers vectorise the other conversions by themselves.
+  if constexpr (std::is_same_v<From, FromFloat16>) {
+    for (; stride == 1 && i + 8 <= count; i += 8) {
+      const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+      _mm256_storeu_ps(packed + i, _mm256_cvtph_ps(halves));
+    }
+  }
+#endif
   if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) packed[i] = From::convert(source[i]);
+    for (; i < count; ++i) packed[i] = From::convert(source[i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) packed[i] = From::convert(source[i * stride]);
+    for (; i < count; ++i) packed[i] = From::convert(source[i * stride]);
   }
 }
 
-// packed[b][i] = g[row_begin + b, param_begin + i], rows packed_stride apart.
 template <class From>
-void pack_rows(const GradientView& grads, int64_t row_begin, int64_t rows, int64_t param_begin,
-               int64_t params, float* packed, int64_t packed_stride) {
-  const auto* data = static_cast<const typename From::Stored*>(grads.data);
-  for (int64_t b = 0; b < rows; ++b) {
-    pack_row<From>(data + (row_begin + b) * grads.row_stride, grads.param_stride, param_begin,
-                   params, packed + b * packed_stride);
+void pack_rows(const StridedRows& source, int64_t row_begin, int64_t rows, int64_t column_begin,
+               int64_t columns, float* packed, int64_t packed_stride) {
+  const auto* data = static_cast<const typename From::Stored*>(source.data);
+  data += row_begin * source.row_stride + column_begin * source.column_stride;
+  for (int64_t i = 0; i < rows; ++i) {
+    pack_row<From>(data + i * source.row_stride, source.column_stride, columns,
+                   packed + i * packed_stride);
   }
 }
 
-inline void pack_gradients(const GradientView& grads, int64_t row_begin, int64_t rows,
-                           int64_t param_begin, int64_t params, float* packed,
-                           int64_t packed_stride) {
-  const auto pack = grads.dtype == DType::kFloat64   ? pack_rows<FromFloat64>
-                    : grads.dtype == DType::kFloat32 ? pack_rows<FromFloat32>
-                    : grads.dtype == DType::kFloat16 ? pack_rows<FromFloat16>
-                                                     : pack_rows<FromBFloat16>;
-  pack(grads, row_begin, rows, param_begin, params, packed, packed_stride);
+// packed[i][j] = source[row_begin + i, column_begin + j], rows packed_stride apart.
+inline void pack_as_float(const StridedRows& source, int64_t row_begin, int64_t rows,
+                          int64_t column_begin, int64_t columns, float* packed,
+                          int64_t packed_stride) {
+  const auto pack = source.dtype == DType::kFloat64   ? pack_rows<FromFloat64>
+                    : source.dtype == DType::kFloat32 ? pack_rows<FromFloat32>
+                    : source.dtype == DType::kFloat16 ? pack_rows<FromFloat16>
+                                                      : pack_rows<FromBFloat16>;
+  pack(source, row_begin, rows, column_begin, columns, packed, packed_stride);
 }
 
 }  // namespace

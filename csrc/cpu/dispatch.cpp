@@ -25,7 +25,8 @@ LevelList detect_levels() {
   add(kBaselineKernels);
 #if defined(TRAK_EXT_X86_LEVELS)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   if (avx2) add(kAvx2Kernels);
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -57,6 +58,23 @@ const KernelTable& choose_level() {
 const KernelTable& kernels() {
   static const KernelTable& chosen = choose_level();  // a throw leaves it to be tried again
   return chosen;
+}
+
+bool has_fixed_point() {
+#if defined(TRAK_EXT_X86_LEVELS)
+  static const bool has_vnni = __builtin_cpu_supports("avx512vnni");
+  return &kernels() == &kAvx512Kernels && has_vnni;
+#else
+  return false;
+#endif
+}
+
+const ProjectionKernels& projection_kernels(Kind kind, Precision precision) {
+  if (kind == Kind::kNormal) return kernels().normal;
+#if defined(TRAK_EXT_X86_LEVELS)
+  if (precision == Precision::kMedium && has_fixed_point()) return kVnniMediumKernels;
+#endif
+  return kernels().rademacher;
 }
 
 const char* const* available_levels() { return levels().name; }

@@ -10,6 +10,9 @@
 namespace trak_ext {
 namespace {
 
+constexpr int kColumnVectors = 2;                             // vectors of columns a tile
+constexpr int kTileColumns = kColumnVectors * kLanes<float>;  // columns a tile
+
 // Parameters a chunk. Chunks lie on multiples of this, whatever the offset, so that a chunk is one
 // Rademacher block or a whole number of normal blocks.
 constexpr int kChunkParams = 128;
@@ -25,7 +28,7 @@ struct EntryTile {
 TRAK_EXT_OUT_OF_LINE void fill_rademacher(const KeySchedule& keys, uint64_t chunk, int begin,
                                           int end, uint32_t first_column, EntryTile& tile) {
   VecU words[4][kColumnVectors];
-  philox_tile(keys, chunk, first_column, words);
+  philox_columns<kColumnVectors>(keys, make_shared_rounds(keys, chunk), first_column, words);
   for (int word = begin / 32; word * 32 < end; ++word) {
     for (int v = 0; v < kColumnVectors; ++v) {
       VecU bits = ~words[word][v];
@@ -46,8 +49,8 @@ TRAK_EXT_OUT_OF_LINE void fill_normal(const KeySchedule& keys, uint64_t chunk, i
   const int last_block = (end - 1) / kBlockParams;
   for (int block = first_block; block <= last_block; ++block) {
     VecU words[4][kColumnVectors];
-    philox_tile(keys, chunk * (kChunkParams / kBlockParams) + static_cast<uint64_t>(block),
-                first_column, words);
+    const uint64_t number = chunk * (kChunkParams / kBlockParams) + static_cast<uint64_t>(block);
+    philox_columns<kColumnVectors>(keys, make_shared_rounds(keys, number), first_column, words);
     for (int i = 0; i < kBlockParams; ++i) {
       for (int v = 0; v < kColumnVectors; ++v) {
         store(&tile.value[block * kBlockParams + i][v * kLanes<float>], words[i][v]);

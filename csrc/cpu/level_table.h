@@ -5,15 +5,26 @@
 #include "projection_kernel.h"
 #include "scoring_kernel.h"
 
+#if defined(__AVX512F__)
+#include "lookup_avx512.h"
+#elif defined(__AVX2__)
+#include "lookup_avx2.h"
+#endif
+
 namespace trak_ext {
 
 extern const KernelTable TRAK_EXT_LEVEL_TABLE = {
     TRAK_EXT_LEVEL_NAME,
+#if defined(__AVX512F__)
+    lookup_kernels<LookupAvx512>(),
+#elif defined(__AVX2__)
+    lookup_kernels<LookupAvx2>(),
+#else
+    product_kernels(),
+#endif
+    product_kernels(),
     kTileColumns,
-    kTileRowsMax,
-    kTileColumnsMax,
-    sizeof(ProjectionWorkspace),
-    project_tile,
+    sizeof(EntryTile),
     fill_matrix_columns,
     {kMicroColumns<float>, pack_targets<float>, score_block<float>},
     {kMicroColumns<double>, pack_targets<double>, score_block<double>},

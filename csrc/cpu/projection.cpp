@@ -1,5 +1,6 @@
-// Cuts a projection into output tiles and runs them on threads. A tile's bits do not depend on the
-// cut: every row and column is summed over all parameters in the same order inside one tile.
+// Cuts a projection into pieces and runs them on threads. Bits do not depend on the cut: every
+// element is summed over the parameters of a span in the same order inside one piece, and spans are
+// added to it in their order.
 #include "projection.h"
 
 #include <algorithm>
@@ -13,17 +14,107 @@ namespace {
 // Below this many multiply-adds a thread costs more to start than it saves.
 constexpr double kWorkPerThread = 4e6;
 
+// With fewer columns a thread, what is done to gradients (packing, tables) and with fewer rows,
+// what is done to the matrix, weighs too much to be done on every thread.
+constexpr int64_t kEnoughColumns = 512;
+constexpr int64_t kEnoughRows = 32;
+
 int threads_for(double multiply_adds, int num_threads) {
   const double useful = std::min(multiply_adds / kWorkPerThread + 1.0, 1e6);
   return std::max(1, std::min(num_threads, static_cast<int>(useful)));
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Memory for every thread of a call.
+std::vector<AlignedBuffer> allocate_workspaces(int threads, int64_t bytes) {
+  std::vector<AlignedBuffer> workspaces;
+  for (int i = 0; i < threads; ++i) workspaces.push_back(allocate_aligned(bytes));
+  return workspaces;
+}
+
+int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// Tiles of the output, all parameters each.
+void project_by_tiles(const ProjectionProblem& problem, const ProjectionKernels& kernels,
+                      int64_t rows_share, int64_t columns_share, int threads) {
+  rows_share = std::min(rows_share, kernels.tile_rows_max);
+  columns_share = std::min(columns_share, kernels.tile_columns_max);
+  // Of one size each, as few as can be: entries are made anew for every row tile.
+  const int64_t tile_rows = ceil_div(problem.rows, ceil_div(problem.rows, rows_share));
+  const int64_t tile_columns = ceil_div(columns_share, kernels.tile_columns) * kernels.tile_columns;
+  const int64_t column_tiles = ceil_div(problem.proj_dim, tile_columns);
+  const int64_t row_tiles = ceil_div(problem.rows, tile_rows);
+
+  const auto workspaces = allocate_workspaces(
+      threads,
+      kernels.workspace_bytes({0, tile_rows, 0, std::min(tile_columns, problem.proj_dim)}));
+  parallel_for(column_tiles * row_tiles, threads, [&](int thread, int64_t task) {
+    const int64_t row = task / column_tiles * tile_rows;
+    const int64_t column = task % column_tiles * tile_columns;
+    const OutputTile tile = {row, std::min(row + tile_rows, problem.rows), column,
+                             std::min(column + tile_columns, problem.proj_dim)};
+    kernels.project_tile(problem, tile, workspaces[static_cast<size_t>(thread)].get());
+  });
+}
+
+// Parameters [begin, end) of a gradient tensor.
+GradientView slice(const GradientView& grads, int64_t begin, int64_t end) {
+  GradientView part = grads;
+  part.data =
+      static_cast<const char*>(grads.data) + begin * grads.param_stride * element_size(grads.dtype);
+  part.params = end - begin;
+  part.param_offset = grads.param_offset + static_cast<uint64_t>(begin);
+  return part;
+}
+
+// Spans of the parameters, the whole output each: for outputs too small to be cut. A few spans at a
+// time go to buffers of their own, which are then added to the output in order.
+void project_by_spans(const ProjectionProblem& problem, const ProjectionKernels& kernels,
+                      int threads) {
+  const OutputTile whole = {0, problem.rows, 0, problem.proj_dim};
+  const auto workspaces = allocate_workspaces(threads, kernels.workspace_bytes(whole));
+  const int64_t size = problem.rows * problem.proj_dim;
+  const int64_t spans_at_once = 2 * threads;
+  const AlignedBuffer buffer =
+      allocate_aligned(spans_at_once * size * static_cast<int64_t>(sizeof(float)));
+  float* const sums = static_cast<float*>(buffer.get());
+
+  constexpr int64_t kChunk = 128;  // spans are counted from the chunk of the first parameter
+  for (int64_t i = 0; i < problem.num_grads; ++i) {
+    const GradientView& grads = problem.grads[i];
+    const int64_t before = static_cast<int64_t>(grads.param_offset % kChunk);
+    const int64_t spans = ceil_div(before + grads.params, kernels.span_params);
+    for (int64_t first = 0; grads.params > 0 && first < spans; first += spans_at_once) {
+      const int64_t count = std::min(spans_at_once, spans - first);
+      parallel_for(count, threads, [&](int thread, int64_t task) {
+        const int64_t begin = (first + task) * kernels.span_params - before;
+        const GradientView part = slice(grads, std::max<int64_t>(begin, 0),
+                                        std::min(begin + kernels.span_params, grads.params));
+        ProjectionProblem piece = problem;
+        piece.grads = &part;
+        piece.num_grads = 1;
+        piece.out = {sums + task * size, problem.proj_dim, 1};
+        std::fill_n(piece.out.data, size, 0.0f);
+        kernels.project_tile(piece, whole, workspaces[static_cast<size_t>(thread)].get());
+      });
+      for (int64_t span = 0; span < count; ++span) {
+        const float* source = sums + span * size;
+        for (int64_t row = 0; row < problem.rows; ++row) {
+          float* target = problem.out.data + row * problem.out.row_stride;
+          for (int64_t j = 0; j < problem.proj_dim; ++j) {
+            target[j * problem.out.column_stride] += source[row * problem.proj_dim + j];
+          }
+        }
+      }
+    }
+  }
+}
 
 }  // namespace
 
 void project(const ProjectionProblem& problem, int num_threads) {
-  const KernelTable& table = kernels();
+  const ProjectionKernels& kernels = projection_kernels(problem.law.kind, problem.precision);
   if (problem.rows == 0 || problem.proj_dim == 0) return;
   double params = 0;
   for (int64_t i = 0; i < problem.num_grads; ++i) {
@@ -33,25 +124,19 @@ void project(const ProjectionProblem& problem, int num_threads) {
   const double work =
       params * static_cast<double>(problem.rows) * static_cast<double>(problem.proj_dim);
   const int threads = threads_for(work, num_threads);
+  const int64_t columns_share = ceil_div(problem.proj_dim, threads);
+  const int64_t rows_share = ceil_div(problem.rows, threads);
 
-  // Wide enough that a chunk's gradients, packed once a tile, serve many columns; narrow enough
-  // that every thread has some.
-  const int64_t share = ceil_div(problem.proj_dim, threads);
-  const int64_t tile_columns =
-      std::min(table.tile_columns_max, ceil_div(share, table.tile_columns) * table.tile_columns);
-  const int64_t tile_rows = table.tile_rows_max;
-  const int64_t column_tiles = ceil_div(problem.proj_dim, tile_columns);
-  const int64_t row_tiles = ceil_div(problem.rows, tile_rows);
-
-  std::vector<AlignedBuffer> workspaces;
-  for (int i = 0; i < threads; ++i) workspaces.push_back(allocate_aligned(table.workspace_bytes));
-  parallel_for(column_tiles * row_tiles, threads, [&](int thread, int64_t task) {
-    const int64_t row = task / column_tiles * tile_rows;
-    const int64_t column = task % column_tiles * tile_columns;
-    const OutputTile tile = {row, std::min(row + tile_rows, problem.rows), column,
-                             std::min(column + tile_columns, problem.proj_dim)};
-    table.project_tile(problem, tile, workspaces[static_cast<size_t>(thread)].get());
-  });
+  if (threads == 1 || columns_share >= kEnoughColumns) {
+    project_by_tiles(problem, kernels, problem.rows, columns_share, threads);
+  } else if (rows_share >= kEnoughRows) {
+    project_by_tiles(problem, kernels, rows_share, problem.proj_dim, threads);
+  } else if (problem.rows <= kernels.tile_rows_max &&
+             problem.proj_dim <= kernels.tile_columns_max) {
+    project_by_spans(problem, kernels, threads);
+  } else {
+    project_by_tiles(problem, kernels, problem.rows, columns_share, threads);
+  }
 }
 
 void fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
@@ -60,10 +145,9 @@ void fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, in
   if (params == 0 || proj_dim == 0) return;
   const int threads =
       threads_for(static_cast<double>(params) * static_cast<double>(proj_dim), num_threads);
-  std::vector<AlignedBuffer> workspaces;
-  for (int i = 0; i < threads; ++i) workspaces.push_back(allocate_aligned(table.workspace_bytes));
-  parallel_for(ceil_div(proj_dim, table.tile_columns), threads, [&](int thread, int64_t task) {
-    table.fill_matrix_columns(law, param_offset, params, proj_dim, task * table.tile_columns, out,
+  const auto workspaces = allocate_workspaces(threads, table.matrix_workspace_bytes);
+  parallel_for(ceil_div(proj_dim, table.matrix_columns), threads, [&](int thread, int64_t task) {
+    table.fill_matrix_columns(law, param_offset, params, proj_dim, task * table.matrix_columns, out,
                               workspaces[static_cast<size_t>(thread)].get());
   });
 }

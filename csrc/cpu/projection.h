@@ -19,6 +19,7 @@ struct OutputTile {
 // out[b, j] += sum_p g[b, p] R[p, j] for every tensor in turn.
 struct ProjectionProblem {
   MatrixLaw law;
+  Precision precision;
   const GradientView* grads;
   int64_t num_grads;
   int64_t rows;

@@ -22,34 +22,32 @@ const ScoringKernels<double>& scoring_kernels<double>() {
   return kernels().score_double;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Calls consume(thread, row_begin, row_end, target_begin, target_end, block) for every block of
-// scores, rows ascending within a thread and a range of targets.
+// Calls consume(thread, row_begin, row_end, target_begin, target_end, scores) for every block of
+// scores, [rows][kScoreTargets], rows ascending within a thread and a range of targets.
 template <class T, class Consume>
 void for_each_block(const ScoringProblem<T>& problem, int num_threads, const Consume& consume) {
   const ScoringKernels<T>& kernel = scoring_kernels<T>();
   const int64_t tiles = ceil_div(problem.num_targets, kernel.tile_targets);
   const int64_t packed_size =
       tiles * kernel.tile_targets * problem.num_checkpoints * problem.proj_dim;
-  const auto size = static_cast<int64_t>(sizeof(T));
-  const AlignedBuffer packed = allocate_aligned(packed_size * size);
+  const AlignedBuffer packed = allocate_aligned(packed_size * static_cast<int64_t>(sizeof(T)));
   kernel.pack_targets(problem, static_cast<T*>(packed.get()));
 
   const int64_t block_tiles = kScoreTargets / kernel.tile_targets;
-  const int64_t block_size = kScoreRows * kScoreTargets;
-  std::vector<AlignedBuffer> blocks;
-  for (int i = 0; i < num_threads; ++i) blocks.push_back(allocate_aligned(2 * block_size * size));
+  std::vector<AlignedBuffer> scratches;
+  for (int i = 0; i < num_threads; ++i) {
+    scratches.push_back(allocate_aligned(sizeof(ScoreScratch<T>)));
+  }
   parallel_for(ceil_div(problem.num_train, kScoreRows), num_threads, [&](int thread, int64_t task) {
-    T* block = static_cast<T*>(blocks[static_cast<size_t>(thread)].get());
+    auto& scratch = *static_cast<ScoreScratch<T>*>(scratches[static_cast<size_t>(thread)].get());
     const int64_t row_begin = task * kScoreRows;
     const int64_t row_end = std::min(row_begin + kScoreRows, problem.num_train);
     for (int64_t tile = 0; tile < tiles; tile += block_tiles) {
       const int64_t tile_end = std::min(tile + block_tiles, tiles);
       kernel.score_block(problem, static_cast<const T*>(packed.get()), row_begin, row_end, tile,
-                         tile_end, block, block + block_size);
+                         tile_end, scratch);
       consume(thread, row_begin, row_end, tile * kernel.tile_targets,
-              std::min(tile_end * kernel.tile_targets, problem.num_targets), block);
+              std::min(tile_end * kernel.tile_targets, problem.num_targets), scratch.block);
     }
   });
 }
@@ -109,10 +107,9 @@ template <class T>
 void score(const ScoringProblem<T>& problem, T* out, int num_threads) {
   for_each_block<T>(problem, num_threads,
                     [&](int, int64_t row_begin, int64_t row_end, int64_t target_begin,
-                        int64_t target_end, const T* block) {
+                        int64_t target_end, const T(*scores)[kScoreTargets]) {
                       for (int64_t i = row_begin; i < row_end; ++i) {
-                        std::copy_n(block + (i - row_begin) * kScoreTargets,
-                                    target_end - target_begin,
+                        std::copy_n(scores[i - row_begin], target_end - target_begin,
                                     out + i * problem.num_targets + target_begin);
                       }
                     });
@@ -127,11 +124,11 @@ bool top_k(const ScoringProblem<T>& problem, int64_t count, T* values, int64_t* 
   std::atomic<bool> finite{true};
   for_each_block<T>(problem, num_threads,
                     [&](int thread, int64_t row_begin, int64_t row_end, int64_t target_begin,
-                        int64_t target_end, const T* block) {
+                        int64_t target_end, const T(*scores)[kScoreTargets]) {
                       RunningTopK<T>& best = running[static_cast<size_t>(thread)];
                       bool good = true;
                       for (int64_t i = row_begin; i < row_end; ++i) {
-                        const T* row = block + (i - row_begin) * kScoreTargets;
+                        const T* row = scores[i - row_begin];
                         for (int64_t t = target_begin; t < target_end; ++t) {
                           good &= best.offer(t, row[t - target_begin], i);
                         }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../problem.h"
+
 namespace trak_ext {
 
 // score[i, t] = weight[i] * sum_m coefficient[m, i] * <features[m][i], solved[m, t]>
@@ -13,11 +15,12 @@ struct ScoringProblem {
   int64_t num_train;
   int64_t num_targets;
   int64_t proj_dim;
-  const T* const* features;    // a pointer a checkpoint: [num_train, proj_dim], unit column stride
-  const int64_t* row_strides;  // one a checkpoint, in elements
-  const T* solved;             // [num_checkpoints, num_targets, proj_dim], contiguous
-  const T* coefficients;       // [num_checkpoints, num_train] or null for ones
-  const T* weights;            // [num_train] or null for ones
+  const void* const* features;  // a pointer a checkpoint: [num_train, proj_dim]
+  DType feature_dtype;          // of all of them: T, or a half type where T is float
+  const int64_t* row_strides;   // one a checkpoint, in elements
+  const T* solved;              // [num_checkpoints, num_targets, proj_dim], contiguous
+  const T* coefficients;        // [num_checkpoints, num_train] or null for ones
+  const T* weights;             // [num_train] or null for ones
 };
 
 // out: [num_train, num_targets], contiguous.

@@ -103,17 +103,33 @@ TRAK_EXT_INLINE VecQ multiply_low_halves(VecQ a, VecQ b) {
 #endif
 }
 
-// The low 32 bits of every lane of `first`, then of `second`.
+// The low 32 bits of the lanes of two vectors, in the order that packed_order() tells.
 TRAK_EXT_INLINE VecU pack_low_halves(VecQ first, VecQ second) {
 #if defined(__AVX512F__)
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   return (VecU)_mm512_permutex2var_epi32((__m512i)first, even, (__m512i)second);
+#elif defined(__AVX2__)
+  return (VecU)_mm256_shuffle_ps((__m256)first, (__m256)second, 0x88);
 #else
   const VecHalfU halves[2] = {__builtin_convertvector(first, VecHalfU),
                               __builtin_convertvector(second, VecHalfU)};
   VecU packed;
   std::memcpy(&packed, halves, sizeof(packed));
   return packed;
+#endif
+}
+
+// The places, in what pack_low_halves() returns, of the lanes of its argument 0 or 1.
+TRAK_EXT_INLINE VecQ packed_order(int argument) {
+#if defined(__AVX512F__)
+  const VecQ lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  return lanes + static_cast<uint64_t>(8 * argument);
+#elif defined(__AVX2__)
+  const VecQ lanes = {0, 1, 4, 5};
+  return lanes + static_cast<uint64_t>(2 * argument);
+#else
+  const VecQ lanes = {0, 1};
+  return lanes + static_cast<uint64_t>(2 * argument);
 #endif
 }
 

@@ -1,0 +1,363 @@
+"""Stores: what is written comes back, what is damaged or another's is rejected by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+
+from trak_ext.store import (
+    DirectoryStore,
+    Kernel,
+    MemoryStore,
+    Shard,
+    StoreError,
+    open_store,
+    shard_rows,
+)
+
+SETTINGS = {"seed": 0, "params": {"a": [2, 3]}, "autocast": None, "checkpoints": ["x", "y"]}
+
+
+def shard(rows=3, k=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Shard(
+        torch.randn(rows, k, generator=generator),
+        torch.rand(rows, generator=generator),
+        torch.rand(rows, generator=generator),
+        f"digest of {seed}",
+    )
+
+
+def opened(path, settings=SETTINGS, create=False):
+    store = DirectoryStore(path)
+    store.open(settings, create=create)
+    return store
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A store of two shards and the kernel of checkpoint 0, and a shard of checkpoint 1."""
+    store = opened(tmp_path / "store", create=True)
+    store.write(0, 0, shard())
+    store.write(0, 3, shard(2, seed=1))
+    store.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), 5, ["a", "b"]))
+    store.write(1, 0, shard(seed=2))
+    return store
+
+
+def contents(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in files(path)}
+
+
+def files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def one(path, pattern):
+    (file,) = path.glob(pattern)
+    return file
+
+
+def assert_shard(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        if isinstance(b, torch.Tensor):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        else:
+            assert a == b
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_what_is_written_comes_back(where, tmp_path):
+    store = open_store(None if where == "memory" else tmp_path / "a" / "b")
+    assert isinstance(store, MemoryStore if where == "memory" else DirectoryStore)
+    store.open(SETTINGS, create=True)
+    assert store.read(0, 0) is None
+    assert store.read_kernel(0) is None
+    store.write(0, 0, shard())
+    store.write(1, 2**40, shard(1, seed=1))
+    kernel = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    store.write_kernel(1, Kernel(kernel, 2**40 + 1, ["c"]))
+    if where == "folder":
+        store = opened(tmp_path / "a" / "b")
+    assert_shard(store.read(0, 0, 3), shard())
+    assert_shard(store.read(1, 2**40), shard(1, seed=1))
+    assert store.read(0, 2**40) is None
+    assert store.read(1, 0) is None
+    assert store.read_kernel(0) is None
+    found, count, digests = store.read_kernel(1)
+    assert torch.equal(found, kernel)
+    assert found.dtype == torch.float64
+    assert count == 2**40 + 1
+    assert digests == ["c"]
+
+
+def test_features_of_any_stride_and_no_rows(tmp_path):
+    store = opened(tmp_path, create=True)
+    wide = torch.randn(4, 3)
+    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], "d")
+    store.write(0, 0, written)
+    store.write(0, 9, shard(0))
+    assert_shard(opened(tmp_path).read(0, 0), written)
+    assert_shard(opened(tmp_path).read(0, 9), shard(0))
+
+
+def test_a_memory_store_begins_anew_and_keeps_what_it_has():
+    store = MemoryStore()
+    store.open(SETTINGS, create=True)
+    store.write(0, 0, shard())
+    store.open(SETTINGS, create=False)
+    assert store.read(0, 0) is not None
+    store.open(SETTINGS, create=True)
+    assert store.read(0, 0) is None
+
+
+def test_opening_writes_nothing(tmp_path):
+    path = tmp_path / "store"
+    opened(path, create=True)
+    assert not path.exists()
+    with pytest.raises(
+        StoreError, match=re.escape(f"expected a fitted store, got none at '{path}")
+    ):
+        opened(path)
+    assert not path.exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(StoreError, match=r"^store: expected a folder, got the file '.*file'$"):
+        DirectoryStore(path)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("seed", "0"),
+        ("params", {"a": [3, 2]}),
+        ("params", {"a": [2, 3], "b": [1]}),
+        ("autocast", "torch.bfloat16"),
+        ("checkpoints", ["y", "x"]),
+        ("checkpoints", ["x"]),
+        ("new_setting", 1),
+    ],
+)
+@pytest.mark.parametrize("create", [False, True])
+def test_other_settings_are_refused_by_key(filled, key, value, create):
+    (filled.path / "features.tmp").write_text("")
+    before = contents(filled.path)
+    with pytest.raises(StoreError, match=rf"^store: expected one made with {key} = .*, got ") as e:
+        opened(filled.path, {**SETTINGS, key: value}, create=create)
+    assert str(filled.path / "manifest.json") in str(e.value)
+    assert "\n" not in str(e.value)
+    assert contents(filled.path) == before
+
+
+def test_a_missing_setting_and_another_format_are_refused(filled):
+    with pytest.raises(StoreError, match="expected one made with seed = null, got 0"):
+        opened(filled.path, {key: SETTINGS[key] for key in SETTINGS if key != "seed"})
+    manifest = filled.path / "manifest.json"
+    found = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**found, "format_version": found["format_version"] + 1}))
+    with pytest.raises(StoreError, match="made with format_version = "):
+        opened(filled.path)
+
+
+def test_a_long_setting_is_shortened_in_the_sentence(filled):
+    with pytest.raises(StoreError, match=r"checkpoints = .*\.\.\.") as error:
+        opened(filled.path, {**SETTINGS, "checkpoints": ["0" * 32] * 1000})
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe\x00", b"null"])
+def test_a_damaged_manifest_is_refused_by_name(filled, text):
+    manifest = filled.path / "manifest.json"
+    manifest.write_bytes(text)
+    with pytest.raises(StoreError, match=r"manifest\.json") as error:
+        opened(filled.path, create=True)
+    assert str(manifest) in str(error.value)
+    assert manifest.read_bytes() == text
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_features_without_a_manifest_are_refused(filled, create):
+    (filled.path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        opened(filled.path, create=create)
+
+
+READERS = {
+    "checkpoint-0000/features-000000000000.*": lambda store: store.read(0, 0, 3),
+    "checkpoint-0000/kernel.*": lambda store: store.read_kernel(0),
+}
+
+
+@pytest.mark.parametrize("pattern", READERS)
+def test_a_file_cut_short_or_long_is_rejected_by_name(filled, pattern):
+    file = one(filled.path, pattern)
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(StoreError, match=re.escape(str(file))):
+            READERS[pattern](opened(filled.path))
+    file.write_bytes(whole + b"\0")
+    with pytest.raises(StoreError, match=re.escape(str(file))):
+        READERS[pattern](opened(filled.path))
+
+
+def outcome(reader, path):
+    try:
+        return f"read: {reader(opened(path))}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("pattern", READERS)
+@pytest.mark.parametrize("flip", [1, 0x0F, 0xFF])
+def test_any_byte_flipped_is_rejected_by_name(filled, pattern, flip):
+    file = one(filled.path, pattern)
+    whole = file.read_bytes()
+    # A header may end in spaces that carry no meaning.
+    header = 8 + int.from_bytes(whole[:8], "little")
+    filling = range(len(whole[:header].rstrip(b" ")), header)
+    taken = {}
+    for position in set(range(len(whole))) - set(filling):
+        damaged = bytearray(whole)
+        damaged[position] ^= flip
+        file.write_bytes(damaged)
+        fate = outcome(READERS[pattern], filled.path)
+        if not (fate.startswith("StoreError") and str(file) in fate):
+            taken[position] = fate
+    assert taken == {}
+
+
+def test_a_file_of_another_store_is_rejected_by_name(filled, tmp_path):
+    other = opened(tmp_path / "other", {**SETTINGS, "seed": 5}, create=True)
+    other.write(0, 0, shard())
+    other.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), 5, ["a", "b"]))
+    for pattern, reader in READERS.items():
+        file = one(filled.path, pattern)
+        shutil.copy(one(other.path, pattern), file)
+        with pytest.raises(StoreError, match="another configuration") as error:
+            reader(opened(filled.path))
+        assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "read"),
+    [
+        ((0, 0), (0, 3), lambda store: store.read(0, 3)),
+        ((0, 0), (1, 0), lambda store: store.read(1, 0)),
+    ],
+    ids=["other samples", "other checkpoint"],
+)
+def test_a_shard_in_the_place_of_another_is_rejected_by_name(filled, source, target, read):
+    def path(checkpoint, start):
+        return filled.path / f"checkpoint-{checkpoint:04d}" / f"features-{start:012d}.safetensors"
+
+    assert path(*source).exists()
+    assert path(*target).exists()
+    shutil.copy(path(*source), path(*target))
+    with pytest.raises(StoreError, match=re.escape(str(path(*target)))):
+        read(opened(filled.path))
+
+
+def test_a_kernel_of_another_checkpoint_is_rejected_by_name(filled):
+    file = filled.path / "checkpoint-0001" / "kernel.safetensors"
+    shutil.copy(filled.path / "checkpoint-0000" / "kernel.safetensors", file)
+    with pytest.raises(StoreError, match=re.escape(str(file))):
+        opened(filled.path).read_kernel(1)
+
+
+def test_a_shard_of_another_length_is_rejected_by_name(filled):
+    file = one(filled.path, "checkpoint-0000/features-000000000003.*")
+    assert opened(filled.path).read(0, 3, 5) is not None
+    with pytest.raises(StoreError, match=r"expected 3 samples in .*, got 2") as error:
+        opened(filled.path).read(0, 3, 6)
+    assert str(file) in str(error.value)
+
+
+def test_leftover_temporary_files_are_cleared_by_the_next_fit_alone(filled):
+    file = one(filled.path, "checkpoint-0000/kernel.*")
+    leftovers = [
+        file.with_name(f"{file.name}.123.tmp"),
+        filled.path / "manifest.json.123.tmp",
+        filled.path / "checkpoint-0001" / "features-000000000003.safetensors.99.tmp",
+    ]
+    before = contents(filled.path)
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    opened(filled.path, create=False)
+    assert all(leftover.exists() for leftover in leftovers)
+    opened(filled.path, create=True)
+    assert contents(filled.path) == before
+
+
+def test_temporary_files_of_others_are_left_alone(filled):
+    theirs = [filled.path / "notes.tmp", filled.path / "plots" / "draft.tmp"]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    opened(filled.path, create=True)
+    assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_write_that_fails_leaves_nothing_under_the_name(filled, monkeypatch, step):
+    before = contents(filled.path)
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    if step == "write":
+        monkeypatch.setattr("builtins.open", fail)
+    else:
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        filled.write(1, 3, shard(2))
+    with pytest.raises(OSError, match="disk full"):
+        filled.write(0, 0, shard(seed=9))  # over one that is whole
+    monkeypatch.undo()
+    found = contents(filled.path)
+    assert {name: data for name, data in found.items() if not name.endswith(".tmp")} == before
+    opened(filled.path, create=True).write(1, 3, shard(2))
+    assert not list(filled.path.rglob("*.tmp"))
+    assert_shard(opened(filled.path).read(1, 3), shard(2))
+
+
+def test_files_are_synced_before_they_are_named(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        steps.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        steps.append(("replace", str(source), str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    opened(tmp_path, create=True).write(0, 0, shard())
+    names = [step[2] for step in steps if step[0] == "replace"]
+    # The manifest first: features without one are refused.
+    assert names == list(map(str, [tmp_path / "manifest.json", files(tmp_path)[0]]))
+    for i, step in enumerate(steps):
+        if step[0] == "replace":
+            assert steps[i - 1] == ("fsync", step[1])
+            assert steps[i + 1] == ("fsync", os.path.dirname(step[2]))
+
+
+@pytest.mark.parametrize(
+    ("proj_dim", "rows"), [(1, 8192), (1024, 8192), (2048, 4096), (2**23, 1), (2**32, 1)]
+)
+def test_shards_are_of_about_one_size(proj_dim, rows):
+    assert shard_rows(proj_dim) == rows

@@ -1,0 +1,100 @@
+"""Features of consecutive samples on their way into a store, and what is refused on that way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .digest import SampleDigest
+from .gradients import SampleGradients, batch_tensors
+from .store import Shard, StoreError
+
+
+class ShardBuilder:
+    """Collects features, Q and R of samples from number `start` on, or checks a stored shard.
+
+    Args:
+        start: Number of the first sample.
+        proj_dim: Features a sample, k.
+        stored: What the store already holds in this place, if anything.
+    """
+
+    def __init__(self, start: int, proj_dim: int, stored: Shard | None = None) -> None:
+        self.start = start
+        self.stored = stored
+        self._digest = SampleDigest()
+        self._features = [torch.zeros((0, proj_dim), dtype=torch.float32)]
+        self._weight = [torch.zeros(0, dtype=torch.float32)]
+        self._curvature = [torch.zeros(0, dtype=torch.float32)]
+        self._bad: list[int] = []
+        self._count = 0
+
+    @property
+    def data_digest(self) -> str:
+        """The digest of the samples so far."""
+        return self._digest.hexdigest()
+
+    def note_data(self, batch: Any) -> None:
+        """Take a batch of samples into the digest."""
+        self._digest.update(batch_tensors(batch))
+
+    def append(self, part: SampleGradients, features: Tensor) -> None:
+        """Add a chunk's features, noting samples with anything that is not finite."""
+        good = torch.isfinite(features).all(1)
+        for figure in (part.output, part.weight, part.curvature):
+            good &= torch.isfinite(figure)
+        bad = torch.nonzero(~good).reshape(-1) + self.start + self._count
+        self._bad.extend(bad.tolist())
+        self._features.append(features.cpu())
+        self._weight.append(part.weight.float().cpu())
+        self._curvature.append(part.curvature.float().cpu())
+        self._count += features.shape[0]
+
+    def compare_with_stored(self, stop: int) -> Shard | None:
+        """Return the stored shard if it holds samples start .. stop - 1 of the same data."""
+        if self.stored is None:
+            return None
+        rows = self.stored.features.shape[0]
+        if rows != stop - self.start:
+            raise other_count(str(stop), self.start + rows)
+        if self.data_digest != self.stored.data_digest:
+            raise other_data(self.start, stop)
+        return self.stored
+
+    def finish(self, name: str) -> Shard:
+        """Return the shard, or refuse it and name the loader's samples that are not finite."""
+        if self._bad:
+            shown = ", ".join(map(str, self._bad[:10])) + (", ..." if len(self._bad) > 10 else "")
+            raise ValueError(
+                f"{name}: expected samples with finite outputs and gradients, got NaN or Inf for "
+                f"{len(self._bad)} of them: {shown}"
+            )
+        return Shard(
+            torch.cat(self._features),
+            torch.cat(self._weight),
+            torch.cat(self._curvature),
+            self.data_digest,
+        )
+
+
+def changed_data(name: str, start: int, stop: int) -> ValueError:
+    """Return the error for a loader whose passes differ."""
+    return ValueError(
+        f"{name}: expected the same samples in the same order for every checkpoint, got other "
+        f"data around samples {start} to {stop} (a loader that shuffles or augments?)"
+    )
+
+
+def other_data(start: int, stop: int) -> StoreError:
+    """Return the error for a store that was made of other samples."""
+    return StoreError(
+        "store: expected one made with the data of train_loader, got other data in samples "
+        f"{start} to {stop - 1} (use another folder)"
+    )
+
+
+def other_count(found: str, stored: int | str) -> StoreError:
+    """Return the error for a store that was made of another number of samples."""
+    return StoreError(f"train_loader: expected {stored} samples as the store holds, got {found}")
