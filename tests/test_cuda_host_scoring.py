@@ -9,8 +9,10 @@ import shutil
 
 import pytest
 import torch
+
 from cuda_host.library import SOURCES
 from cuda_host.scoring_library import ScoringLibrary
+from trak_ext import _C, ops, scoring
 
 PRECISIONS = ["plain", "medium", "high", "highest"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -279,6 +281,51 @@ def test_the_largest_floats_stay_finite(library, precision):
     got = library.score(features, torch.tensor([[[0.5], [-0.5]]]), precision=precision)
     ratio = got.double() / (largest * 0.5)
     assert ((ratio.abs() - 1).abs() <= 2**-7).all()
+
+
+@pytest.fixture
+def on_host(library, monkeypatch):
+    """Let the Python side of CUDA scoring call the kernels that run on the host."""
+    if not hasattr(_C, "CUDA_TOP_K_MAX"):
+        pytest.skip("trak_ext was built without CUDA")
+    kernels = {"cuda_score": library.cuda_score, "cuda_top_k": library.cuda_top_k}
+    native = scoring.SolvedTargets._kernel
+    monkeypatch.setattr(
+        scoring.SolvedTargets, "_kernel", lambda self, name: kernels.get(name) or native(self, name)
+    )
+    monkeypatch.setattr(ops, "cuda_queue", lambda device: (0, 0))
+
+
+@pytest.mark.parametrize("dtype", [WIDE, *DTYPES])
+def test_the_python_side_hands_over_what_the_kernels_want(on_host, dtype, monkeypatch):
+    features, solved, scales = make(2, 1100, 5, 33, dtype)
+    features[1] = features[1].T.contiguous().T  # not what the kernels read as it is
+    targets = scoring.SolvedTargets(solved, solved.dtype)
+    out = torch.empty(5, 1100, dtype=solved.dtype).T
+    targets._cuda_score(features, scales["weights"], scales["coefficients"], out)
+    scores, bound = exact(features, solved, **scales)
+    tolerance = TOLERANCE[WIDE if dtype == WIDE else "highest"]
+    assert ((out.double() - scores).abs() <= tolerance * bound).all()
+    for k, limit in ((1, 2**28), (30, 0), (1024, 2**28)):
+        monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", limit)
+        got = targets._cuda_top_k(features, scales["weights"], k, scales["coefficients"])
+        assert torch.equal(got.values, best(out, k)[0])
+        assert torch.equal(got.indices, best(out, k)[1])
+    features[0][7, 7] = float("nan")
+    with pytest.raises(ValueError, match="expected scores that can be ordered, got NaN"):
+        targets._cuda_top_k(features, scales["weights"], 1, scales["coefficients"])
+
+
+def test_top_k_above_the_kernels_is_merged_from_blocks(on_host, monkeypatch):
+    features = [torch.randint(-1, 2, (3000, 3)).float()]
+    targets = scoring.SolvedTargets(torch.ones(1, 2, 3), torch.float32)
+    weights = torch.ones(3000)
+    monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", 0)
+    for k in (1025, 3000):
+        got = targets._cuda_top_k(features, weights, k, None)
+        expected = best(targets.score(features, weights), k)
+        assert torch.equal(got.values, expected[0])
+        assert torch.equal(got.indices, expected[1])
 
 
 # Faults planted in copies of the source, and what must be said of them; "" for a wrong result.

@@ -172,3 +172,67 @@ class ScoringLibrary:
             **arguments,
         )
         return values, indices, bool(not_a_number)
+
+    def cuda_score(self, *arguments: Any) -> None:
+        """Take what `_C.cuda_score_float` and `_double` take."""
+        *problem, out, row_stride, target_stride, workspace, workspace_bytes, _, _ = arguments
+        self._call(
+            *problem,
+            workspace=workspace,
+            workspace_bytes=workspace_bytes,
+            out=out,
+            out_row_stride=row_stride,
+            out_target_stride=target_stride,
+            count=-1,
+        )
+
+    def cuda_top_k(self, *arguments: Any) -> None:
+        """Take what `_C.cuda_top_k_float` and `_double` take."""
+        *problem, count, values, indices, not_a_number, workspace, size, _, _ = arguments
+        self._call(
+            *problem,
+            workspace=workspace,
+            workspace_bytes=size,
+            out=values,
+            count=count,
+            indices=indices,
+            not_a_number=not_a_number,
+        )
+
+    def _call(
+        self,
+        features: list[int],
+        row_strides: list[int],
+        dtype: int,
+        num_train: int,
+        num_targets: int,
+        proj_dim: int,
+        solved: int,
+        coefficients: int,
+        weights: int,
+        parts: int,
+        **rest: Any,
+    ) -> None:
+        pointers = (ctypes.c_void_p * len(features))(*features)
+        strides = (ctypes.c_int64 * len(features))(*row_strides)
+        reach = max(row_strides) * (num_train - 1) + proj_dim
+        problem = Scoring(
+            num_checkpoints=len(features),
+            num_train=num_train,
+            num_targets=num_targets,
+            proj_dim=proj_dim,
+            features=ctypes.cast(pointers, ctypes.c_void_p),
+            feature_dtype=dtype,
+            row_strides=ctypes.cast(strides, ctypes.c_void_p),
+            solved=solved,
+            coefficients=coefficients or None,
+            weights=weights or None,
+            parts=parts,
+            features_bytes=reach * (8 if dtype == 0 else 4 if dtype == 1 else 2),
+            tile_for_targets=num_targets,
+            wide=dtype == 0,
+            **rest,
+        )
+        error = self._library.host_score(ctypes.byref(problem))
+        if error is not None:
+            raise RuntimeError(error.decode())
