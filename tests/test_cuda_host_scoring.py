@@ -350,13 +350,13 @@ FAULTS = {
     ),
     "read past the last feature": (
         "scoring_kernel.h",
-        "launch_.aligned_quads && feature + 4 <= launch_.proj_dim",
+        "launch_.aligned_quads && left >= 4",
         "launch_.aligned_quads",
         "global memory out of bounds",
     ),
     "read past the last sample": (
         "scoring_kernel.h",
-        "(row < block.rows ? row : block.rows - 1)",
+        "(row < last_row_ ? row : last_row_)",
         "row",
         "global memory out of bounds",
     ),

@@ -52,26 +52,24 @@ class ScoringFetch {
   TRAK_EXT_DEVICE ScoringFetch(const ScoringLaunch<float>& launch, const ScoringBlock& block,
                                char* shared)
       : launch_(launch),
-        steps_((launch.proj_dim + kStepFeatures - 1) / kStepFeatures),
-        targets_(launch.packed +
-                 block.target / Tile::kTargets * launch.checkpoints * steps_ * Tile::kTargetBytes),
+        first_row_(launch.first_row + block.row),
+        last_row_(block.rows - 1),
         shared_(shared) {
-    const int thread = device::thread_index();
-#pragma unroll
-    for (int i = 0; i < Tile::kQuads; ++i) {
-      const int row = thread / 32 * Tile::kWarpRows + 8 * i + thread % 32 / 4;
-      // Samples that do not exist are the last one again; their scores go nowhere.
-      rows_[i] = launch.first_row + block.row + (row < block.rows ? row : block.rows - 1);
-    }
+    const int64_t steps = (launch.proj_dim + kStepFeatures - 1) / kStepFeatures;
+    targets_ = launch.packed +
+               block.target / Tile::kTargets * launch.checkpoints * steps * Tile::kTargetBytes +
+               device::thread_index() * 16;
   }
 
   // Every call is a group of copies, so that groups can be counted; past the end it is empty.
   TRAK_EXT_DEVICE void next() {
     if (checkpoint_ < launch_.checkpoints) {
+      if (feature_ == 0) begin_checkpoint();
       fetch_features();
       fetch_targets();
-      if (++step_ == steps_) {
-        step_ = 0;
+      feature_ += kStepFeatures;
+      if (feature_ >= launch_.proj_dim) {
+        feature_ = 0;
         ++checkpoint_;
       }
       slot_ = slot_ + 1 == Tile::kSlots ? 0 : slot_ + 1;
@@ -84,21 +82,33 @@ class ScoringFetch {
   }
 
  private:
-  TRAK_EXT_DEVICE void fetch_features() const {
+  TRAK_EXT_DEVICE void begin_checkpoint() {
     const FeatureRows features = launch_.features[checkpoint_];
-    const int64_t feature = step_ * kStepFeatures + device::thread_index() % 4 * 4;
-    const bool whole = launch_.aligned_quads && feature + 4 <= launch_.proj_dim;
+    const int thread = device::thread_index();
 #pragma unroll
     for (int i = 0; i < Tile::kQuads; ++i) {
-      const char* from = static_cast<const char*>(features.data) +
-                         (rows_[i] * features.row_stride + feature) * Tile::kElementBytes;
-      char* to = quad_of(shared_ + slot_ * Tile::kSlotBytes, i);
-      if (whole) {
-        device::copy_async<Tile::kQuadBytes>(to, from);
-      } else {
-        copy_elements(to, from, launch_.proj_dim - feature);
-      }
+      const int row = thread / 32 * Tile::kWarpRows + 8 * i + thread % 32 / 4;
+      // Samples that do not exist are the last one again; their scores go nowhere.
+      const int64_t element =
+          (first_row_ + (row < last_row_ ? row : last_row_)) * features.row_stride + thread % 4 * 4;
+      from_[i] = static_cast<const char*>(features.data) + element * Tile::kElementBytes;
     }
+  }
+
+  TRAK_EXT_DEVICE void fetch_features() {
+    const int64_t left = launch_.proj_dim - feature_ - device::thread_index() % 4 * 4;
+    char* slot = shared_ + slot_ * Tile::kSlotBytes;
+    if (launch_.aligned_quads && left >= 4) {
+#pragma unroll
+      for (int i = 0; i < Tile::kQuads; ++i) {
+        device::copy_async<Tile::kQuadBytes>(quad_of(slot, i), from_[i]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Tile::kQuads; ++i) copy_elements(quad_of(slot, i), from_[i], left);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kQuads; ++i) from_[i] += kStepFeatures * Tile::kElementBytes;
   }
 
   // The elements that exist, one by one, and zeros for the others.
@@ -116,24 +126,25 @@ class ScoringFetch {
     }
   }
 
-  TRAK_EXT_DEVICE void fetch_targets() const {
+  TRAK_EXT_DEVICE void fetch_targets() {
     char* to = shared_ + slot_ * Tile::kSlotBytes + Tile::kFeatureBytes;
-    const char* from = targets_ + (checkpoint_ * steps_ + step_) * Tile::kTargetBytes;
 #pragma unroll
     for (int before = 0; before < Tile::kTargetBytes / 16; before += Tile::kThreads) {
       const int piece = before + device::thread_index();
-      if (piece < Tile::kTargetBytes / 16) {
-        device::copy_async<16>(to + piece * 16, from + piece * 16);
+      if (before + Tile::kThreads <= Tile::kTargetBytes / 16 || piece < Tile::kTargetBytes / 16) {
+        device::copy_async<16>(to + piece * 16, targets_ + before * 16);
       }
     }
+    targets_ += Tile::kTargetBytes;
   }
 
   const ScoringLaunch<float>& launch_;
-  const int64_t steps_;  // a checkpoint
-  const char* const targets_;
+  const int64_t first_row_;
+  const int last_row_;  // of the block
   char* const shared_;
-  int64_t rows_[Tile::kQuads];
-  int64_t step_ = 0;
+  const char* from_[Tile::kQuads];  // this lane's next features
+  const char* targets_;             // this thread's next piece
+  int64_t feature_ = 0;             // the step's first
   int checkpoint_ = 0;
   int slot_ = 0;
 };
