@@ -43,7 +43,7 @@ bin=$(dirname "$(command -v "$python")")
 step info 60 "$bin/trak-ext" info
 
 # By pytest's own command, so that the installed package is imported and not the source folder.
-step tests 180 "$bin/pytest" -q tests/test_cuda_device.py
+step tests 180 "$bin/pytest" -q tests/test_cuda_device.py tests/test_cuda_device_scoring.py
 if ! grep -qE '[0-9]+ passed' "$results/tests.txt" || grep -q 'no CUDA device' "$results/tests.txt"; then
   say "FAILED  the tests did not run on a CUDA device"
   failed=1

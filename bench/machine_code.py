@@ -79,8 +79,19 @@ class Kernel:
         return found[1].lower(), passes, 16 * column_tiles, 8 * row_tiles
 
     @property
+    def scoring_tile(self) -> tuple[str, int, int] | None:
+        """Return (feature dtype, parts of the targets, targets) of a scoring kernel, else None."""
+        found = re.search(r"ScoringTileILNS_5DTypeE(\d)ELi(\d+)ELi(\d+)E", self.name)
+        if found is None:
+            return None
+        return ("fp64", "fp32", "fp16", "bf16")[int(found[1])], int(found[2]), 8 * int(found[3])
+
+    @property
     def label(self) -> str:
         """Return the name for the table."""
+        if self.scoring_tile is not None:
+            dtype, parts, targets = self.scoring_tile
+            return f"scoring {dtype} x{parts} [{targets} targets]"
         if self.tile is None:
             found = re.search(r"\d([a-z_]+_kernel)(ILNS_4KindE(\d))?", self.name)
             if found is None:

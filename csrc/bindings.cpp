@@ -13,6 +13,7 @@
 #if defined(TRAK_EXT_CUDA)
 #include "cuda/build.h"
 #include "cuda/projection.h"
+#include "cuda/scoring.h"
 #endif
 
 namespace py = pybind11;
@@ -153,6 +154,75 @@ void bind_cuda_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint
                    at<float>(out), {device, stream});
 }
 
+// A CUDA scoring problem with the storage its pointers need.
+template <class T>
+struct OwnedCudaScoring {
+  std::vector<const void*> features;
+  std::vector<int64_t> row_strides;
+  CudaScoringProblem<T> problem;
+
+  OwnedCudaScoring(const std::vector<uintptr_t>& addresses, std::vector<int64_t> strides, int dtype,
+                   int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
+                   uintptr_t coefficients, uintptr_t weights, int parts)
+      : row_strides(std::move(strides)) {
+    for (uintptr_t address : addresses) features.push_back(at<const void>(address));
+    problem = {static_cast<int64_t>(features.size()),
+               num_train,
+               num_targets,
+               proj_dim,
+               features.data(),
+               static_cast<DType>(dtype),
+               row_strides.data(),
+               at<const T>(solved),
+               at<const T>(coefficients),
+               at<const T>(weights),
+               parts};
+  }
+  OwnedCudaScoring(const OwnedCudaScoring&) = delete;
+};
+
+template <class T>
+int64_t bind_cuda_scoring_workspace_bytes(int64_t num_checkpoints, int64_t num_train,
+                                          int64_t num_targets, int64_t proj_dim, int dtype,
+                                          int parts, int64_t count, int64_t limit) {
+  CudaScoringProblem<T> problem = {};
+  problem.num_checkpoints = num_checkpoints;
+  problem.num_train = num_train;
+  problem.num_targets = num_targets;
+  problem.proj_dim = proj_dim;
+  problem.feature_dtype = static_cast<DType>(dtype);
+  problem.parts = parts;
+  return cuda_scoring_workspace_bytes(problem, count, limit);
+}
+
+template <class T>
+void bind_cuda_score(const std::vector<uintptr_t>& features,
+                     const std::vector<int64_t>& row_strides, int dtype, int64_t num_train,
+                     int64_t num_targets, int64_t proj_dim, uintptr_t solved,
+                     uintptr_t coefficients, uintptr_t weights, int parts, uintptr_t out,
+                     int64_t out_row_stride, int64_t out_target_stride, uintptr_t workspace,
+                     int64_t workspace_bytes, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  const OwnedCudaScoring<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
+                                  solved, coefficients, weights, parts);
+  cuda_score(owned.problem, at<T>(out), out_row_stride, out_target_stride,
+             {at<char>(workspace), workspace_bytes}, {device, stream});
+}
+
+template <class T>
+void bind_cuda_top_k(const std::vector<uintptr_t>& features,
+                     const std::vector<int64_t>& row_strides, int dtype, int64_t num_train,
+                     int64_t num_targets, int64_t proj_dim, uintptr_t solved,
+                     uintptr_t coefficients, uintptr_t weights, int parts, int64_t count,
+                     uintptr_t values, uintptr_t indices, uintptr_t not_a_number,
+                     uintptr_t workspace, int64_t workspace_bytes, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  const OwnedCudaScoring<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
+                                  solved, coefficients, weights, parts);
+  cuda_top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), at<int32_t>(not_a_number),
+             {at<char>(workspace), workspace_bytes}, {device, stream});
+}
+
 py::list bind_cuda_kernels(int64_t shared_limit) {
   py::list list;
   for (const CudaKernel& kernel : cuda_kernels(shared_limit)) {
@@ -220,5 +290,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_project", &trak_ext::bind_cuda_project);
   m.def("cuda_fill_matrix", &trak_ext::bind_cuda_fill_matrix);
   m.def("cuda_kernels", &trak_ext::bind_cuda_kernels);
+  m.def("cuda_scoring_workspace_bytes_float", &trak_ext::bind_cuda_scoring_workspace_bytes<float>);
+  m.def("cuda_scoring_workspace_bytes_double",
+        &trak_ext::bind_cuda_scoring_workspace_bytes<double>);
+  m.def("cuda_score_float", &trak_ext::bind_cuda_score<float>);
+  m.def("cuda_score_double", &trak_ext::bind_cuda_score<double>);
+  m.def("cuda_top_k_float", &trak_ext::bind_cuda_top_k<float>);
+  m.def("cuda_top_k_double", &trak_ext::bind_cuda_top_k<double>);
+  m.attr("CUDA_TOP_K_MAX") = trak_ext::kCudaTopKMax;
 #endif
 }

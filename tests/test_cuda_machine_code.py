@@ -69,3 +69,25 @@ def test_signs_cost_at_most_one_and_a_half_alu_instructions_a_pair(report, kerne
         _, passes, columns, rows = kernel.tile
         assert figures["matrix"] == columns / 16 * rows / 8 * 8 * passes
         assert figures["target_alu_per_pair"] <= 1.5, (kernel.label, figures)
+
+
+# Products of parts that are kept, by feature dtype and parts of the targets.
+PRODUCTS = {
+    **{("fp32", 1): 1, ("fp32", 2): 3, ("fp32", 3): 6},
+    **{("fp16", 1): 1, ("fp16", 2): 3, ("fp16", 3): 5},
+    **{("bf16", 1): 1, ("bf16", 2): 2, ("bf16", 3): 3},
+}
+
+
+def test_scoring_kernels_have_the_matrix_instructions_of_one_step_and_wide_accesses(kernels):
+    for arch in {k.arch for k in kernels if k.arch >= 80}:
+        tiles = {k.scoring_tile: k for k in kernels if k.arch == arch and k.scoring_tile}
+        assert set(tiles) == {(*key, targets) for key in PRODUCTS for targets in (16, 64)}
+        for (dtype, parts, targets), kernel in tiles.items():
+            # 32 samples a warp, 16 an instruction; 8 targets an instruction.
+            expected = PRODUCTS[dtype, parts] * 2 * targets // 8
+            assert kernel.opcodes["HMMA"] == expected, kernel.label
+            texts = [text for _, text in kernel.code]
+            assert sum("LDS.128" in text for text in texts) >= targets // 16 * parts, kernel.label
+            width = ".128" if dtype == "fp32" else ".64"
+            assert any("LDGSTS" in text and width in text for text in texts), kernel.label

@@ -75,12 +75,6 @@ def float_tensor(name: str, value: Any, shape: str, dims: tuple[int, ...]) -> Te
     return value
 
 
-def on_cpu(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that this version has no kernel for."""
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name}: expected a CPU tensor, got {describe(tensor)}")
-
-
 def on_device_with_kernels(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that is neither on the CPU nor on a CUDA device that this build serves."""
     if tensor.device.type == "cuda" and not hasattr(_C, "cuda_project"):
@@ -90,6 +84,15 @@ def on_device_with_kernels(name: str, tensor: Tensor) -> None:
         )
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name}: expected a CPU or CUDA tensor, got {describe(tensor)}")
+
+
+def on_device_of(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a tensor that is not where another one is."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name}: expected a tensor on {other.device} as {other_name} is, "
+            f"got {describe(tensor)}"
+        )
 
 
 def shape_is(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _C, _check
-from .ops import DTYPE_CODES
+from . import _C, _check, ops
 from .runtime import get_num_threads
 
 _ROWS_AT_ONCE = 4096  # rows of features that are held in fp64 at a time
+_NAN_SCORES = "train_features: expected scores that can be ordered, got NaN"
 
 
 class TopK(NamedTuple):
@@ -32,8 +32,8 @@ class KernelAccumulator:
     The bits depend on how rows are cut into calls.
     """
 
-    def __init__(self, proj_dim: int) -> None:
-        self.matrix = torch.zeros((proj_dim, proj_dim), dtype=torch.float64)
+    def __init__(self, proj_dim: int, device: torch.device | str = "cpu") -> None:
+        self.matrix = torch.zeros((proj_dim, proj_dim), dtype=torch.float64, device=device)
 
     def add(self, features: Tensor, curvature: Tensor | None = None) -> None:
         """Add the samples of `features` [n, k], weighted by `curvature` [n]."""
@@ -47,20 +47,20 @@ class KernelAccumulator:
 
 
 def _features(name: str, value: Any) -> Tensor:
-    """Return features as [M, n, k] on the CPU."""
+    """Return features as [M, n, k]."""
     tensor = _check.float_tensor(name, value, "[M, n, k] or [n, k]", (2, 3))
-    _check.on_cpu(name, tensor)
+    _check.on_device_with_kernels(name, tensor)
     tensor = tensor.detach().resolve_neg()  # kernels read memory, not the negative bit
     return tensor if tensor.dim() == 3 else tensor[None]
 
 
 def _per_sample(name: str, value: Any, features: Tensor) -> Tensor | None:
-    """Return weights or curvature as [M, n] on the CPU."""
+    """Return weights or curvature as [M, n], which must be where features are."""
     if value is None:
         return None
     tensor = _check.float_tensor(name, value, "[M, n] (or [n] where M = 1)", (1, 2))
     tensor = tensor.detach().resolve_neg()
-    _check.on_cpu(name, tensor)
+    _check.on_device_of(name, tensor, "features", features)
     if tensor.dim() == 1 and features.shape[0] == 1:
         tensor = tensor[None]
     _check.shape_is(name, tensor, tuple(features.shape[:2]), "[M, n]")
@@ -81,7 +81,7 @@ def kernel_matrix(features: Tensor, curvature: Tensor | None = None) -> Tensor:
     weights = _per_sample("curvature", curvature, stacked)
     kernels = []
     for m in range(stacked.shape[0]):
-        accumulator = KernelAccumulator(stacked.shape[2])
+        accumulator = KernelAccumulator(stacked.shape[2], stacked.device)
         accumulator.add(stacked[m], None if weights is None else weights[m])
         kernels.append(accumulator.matrix)
     if features.dim() == 2:
@@ -149,11 +149,31 @@ class SolvedTargets:
     Args:
         solved: K_m^-1 phi_m(z) / M of each checkpoint and target, [M, t, k], fp64.
         dtype: fp64, or fp32 for everything else; of the scores and of the arithmetic.
+        precision: Of fp32 on a CUDA device, see `score`.
     """
 
-    def __init__(self, solved: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, solved: Tensor, dtype: torch.dtype, precision: str = "highest") -> None:
         self.dtype = dtype
         self._solved = solved.to(dtype).contiguous()
+        self._parts = ops.PRECISIONS[precision]  # bf16 parts of an fp32 number
+
+    def _kernel(self, name: str) -> Any:
+        return getattr(_C, name + ("_double" if self.dtype == torch.float64 else "_float"))
+
+    def _cuda_workspace(self, num_train: int, code: int, count: int) -> Tensor:
+        """Return what scores (count 0) or a running top-k need on the device, 16-byte aligned."""
+        num_checkpoints, num_targets, proj_dim = self._solved.shape
+        size = self._kernel("cuda_scoring_workspace_bytes")(
+            num_checkpoints,
+            num_train,
+            num_targets,
+            proj_dim,
+            code,
+            self._parts,
+            count,
+            ops.CUDA_WORKSPACE_BYTES,
+        )
+        return torch.empty(size, dtype=torch.uint8, device=self._solved.device)
 
     def _arguments(
         self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
@@ -178,7 +198,7 @@ class SolvedTargets:
         arguments = [
             [phi.data_ptr() for phi in rows],
             [phi.stride(0) for phi in rows],
-            DTYPE_CODES[rows[0].dtype],
+            ops.DTYPE_CODES[rows[0].dtype],
             num_train,
             num_targets,
             proj_dim,
@@ -195,12 +215,35 @@ class SolvedTargets:
 
         `coefficients` [M, n] scale each checkpoint's term.
         """
+        num_train, num_targets = features[0].shape[0], self._solved.shape[1]
+        out = self._solved.new_empty((num_train, num_targets))
+        if out.device.type == "cuda":
+            self._cuda_score(features, weights, coefficients, out)
+            return out
         arguments, keep = self._arguments(features, weights, coefficients)
-        out = torch.empty((features[0].shape[0], self._solved.shape[1]), dtype=self.dtype)
-        kernel: Any = _C.score_double if self.dtype == torch.float64 else _C.score_float
-        kernel(*arguments, out.data_ptr(), get_num_threads())
+        self._kernel("score")(*arguments, out.data_ptr(), get_num_threads())
         del keep
         return out
+
+    def _cuda_score(
+        self,
+        features: Sequence[Tensor],
+        weights: Tensor,
+        coefficients: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        arguments, keep = self._arguments(features, weights, coefficients)
+        workspace = self._cuda_workspace(features[0].shape[0], arguments[2], 0)
+        self._kernel("cuda_score")(
+            *arguments,
+            self._parts,
+            out.data_ptr(),
+            *out.stride(),
+            workspace.data_ptr(),
+            workspace.numel(),
+            *ops.cuda_queue(out.device),
+        )
+        del keep
 
     def top_k(
         self,
@@ -211,16 +254,70 @@ class SolvedTargets:
         coefficients: Tensor | None = None,
     ) -> TopK:
         """Return the best k of the same scores for each target without holding them all."""
-        arguments, keep = self._arguments(features, weights if largest else -weights, coefficients)
+        weights = weights if largest else -weights
+        if self._solved.device.type == "cuda":
+            values, indices = self._cuda_top_k(features, weights, k, coefficients)
+            return TopK(values if largest else -values, indices)
+        arguments, keep = self._arguments(features, weights, coefficients)
         num_targets = self._solved.shape[1]
         values = torch.empty((num_targets, k), dtype=self.dtype)
         indices = torch.empty((num_targets, k), dtype=torch.int64)
-        kernel: Any = _C.top_k_double if self.dtype == torch.float64 else _C.top_k_float
-        finite = kernel(*arguments, k, values.data_ptr(), indices.data_ptr(), get_num_threads())
+        addresses = (values.data_ptr(), indices.data_ptr())
+        finite = self._kernel("top_k")(*arguments, k, *addresses, get_num_threads())
         del keep
         if not finite:
-            raise ValueError("train_features: expected scores that can be ordered, got NaN")
+            raise ValueError(_NAN_SCORES)
         return TopK(values if largest else -values, indices)
+
+    def _cuda_top_k(
+        self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None
+    ) -> TopK:
+        """Return the k largest; waits for the device to know that no score is NaN."""
+        num_targets, device = self._solved.shape[1], self._solved.device
+        if k > _C.CUDA_TOP_K_MAX:
+            return self._cuda_top_k_in_blocks(features, weights, k, coefficients)
+        arguments, keep = self._arguments(features, weights, coefficients)
+        values = self._solved.new_empty((num_targets, k))
+        indices = torch.empty((num_targets, k), dtype=torch.int64, device=device)
+        not_a_number = torch.zeros(1, dtype=torch.int32, device=device)
+        workspace = self._cuda_workspace(features[0].shape[0], arguments[2], k)
+        self._kernel("cuda_top_k")(
+            *arguments,
+            self._parts,
+            k,
+            values.data_ptr(),
+            indices.data_ptr(),
+            not_a_number.data_ptr(),
+            workspace.data_ptr(),
+            workspace.numel(),
+            *ops.cuda_queue(device),
+        )
+        del keep
+        if bool(not_a_number):
+            raise ValueError(_NAN_SCORES)
+        return TopK(values, indices)
+
+    def _cuda_top_k_in_blocks(
+        self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None
+    ) -> TopK:
+        """Return the k largest for a k above the kernel's: scores of some samples at a time."""
+        num_train, num_targets = features[0].shape[0], self._solved.shape[1]
+        row_bytes = max(1, num_targets * self._solved.element_size())
+        step = max(k, ops.CUDA_WORKSPACE_BYTES // row_bytes)
+        best = TopK(
+            self._solved.new_empty((num_targets, 0)),
+            torch.empty((num_targets, 0), dtype=torch.int64, device=self._solved.device),
+        )
+        for start in range(0, num_train, step):
+            rows = slice(start, start + step)
+            part = None if coefficients is None else coefficients[:, rows]
+            scores = self.score([phi[rows] for phi in features], weights[rows], part).T
+            if bool(scores.isnan().any()):
+                raise ValueError(_NAN_SCORES)
+            end = start + scores.shape[1]
+            indices = torch.arange(start, end, device=scores.device).expand(num_targets, -1)
+            best = merge_top_k(best, TopK(scores, indices), k)
+        return best
 
 
 def merge_top_k(first: TopK, second: TopK, k: int, largest: bool = True) -> TopK:
@@ -248,12 +345,15 @@ def _prepare(
     curvature: Tensor | None,
     leverage: bool,
     kernel: Tensor | None,
+    precision: str,
 ) -> _Prepared:
     """Check every argument of `score` and do all of it but the pass over the samples."""
     damping = _check.nonnegative("damping", damping)
     ridge = _check.nonnegative("ridge", ridge)
     train = _features("train_features", train_features)
     targets = _features("target_features", target_features)
+    _check.on_device_of("target_features", targets, "train_features", train)
+    _check.choice("precision", precision, ops.PRECISIONS)
     checkpoints, num_train, proj_dim = train.shape
     if (
         train_features.dim() != target_features.dim()
@@ -277,21 +377,21 @@ def _prepare(
         raise ValueError("weights: expected finite values, got NaN or Inf")
     given = (train.dtype, targets.dtype)
     dtype = torch.float64 if torch.float64 in given else torch.float32
-    mean_q = torch.ones(num_train, dtype=dtype) if q is None else q.double().mean(0)
+    mean_q = train.new_ones(num_train, dtype=dtype) if q is None else q.double().mean(0)
 
     if kernel is not None:
         _check.float_tensor("kernel", kernel, "[M, k, k]", (2, 3))
-        _check.on_cpu("kernel", kernel)
+        _check.on_device_of("kernel", kernel, "train_features", train)
         kernel = kernel.detach() if kernel.dim() == 3 else kernel.detach()[None]
         _check.shape_is("kernel", kernel, (checkpoints, proj_dim, proj_dim), "[M, k, k]")
     if num_train == 0:
         return _Prepared(train, SolvedTargets(torch.zeros_like(targets), dtype), mean_q, None)
 
-    solved = torch.empty(targets.shape, dtype=torch.float64)
-    coefficients = torch.empty((checkpoints, num_train), dtype=dtype) if leverage else None
+    solved = targets.new_empty(targets.shape, dtype=torch.float64)
+    coefficients = train.new_empty((checkpoints, num_train), dtype=dtype) if leverage else None
     for m in range(checkpoints):
         if kernel is None:
-            accumulator = KernelAccumulator(proj_dim)
+            accumulator = KernelAccumulator(proj_dim, train.device)
             accumulator.add(train[m], None if r is None else r[m])
             matrix = accumulator.matrix
             if not torch.isfinite(matrix).all():
@@ -305,7 +405,7 @@ def _prepare(
         if coefficients is not None:
             h = leverages(factor, train[m], None if r is None else r[m])
             coefficients[m] = leverage_coefficients(h)
-    return _Prepared(train, SolvedTargets(solved, dtype), mean_q, coefficients)
+    return _Prepared(train, SolvedTargets(solved, dtype, precision), mean_q, coefficients)
 
 
 def score(
@@ -318,6 +418,7 @@ def score(
     curvature: Tensor | None = None,
     leverage: bool = False,
     kernel: Tensor | None = None,
+    precision: str = "highest",
 ) -> Tensor:
     """Return how much each training sample speaks for each target.
 
@@ -335,16 +436,28 @@ def score(
         leverage: Whether c_mi = 1 / (1 - h_mi), h_mi = R_mi phi_mi^T K_m^-1 phi_mi (the exact
             Newton step of leaving one out; Pregibon 1981), rather than 1.
         kernel: [M, k, k] (or [k, k]) from `kernel_matrix`, if known; without lambda.
+        precision: On a CUDA device, how many bf16 parts fp32 features and solved targets are
+            multiplied as: "medium" 1, "high" 2, "highest" 3, which is as accurate as fp32. Half
+            features need no more parts than they have. Of no effect on fp64 and on the CPU.
 
     Returns:
-        [n, t], fp64 (and fp64 throughout) if features are fp64, else fp32; n = 0 gives [0, t].
+        [n, t], fp64 (and fp64 throughout) if features are fp64, else fp32; n = 0 gives [0, t]. On
+        the device of the tensors, which is one for all.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument; a kernel matrix that is not
             positive definite names damping.
     """
     prepared = _prepare(
-        train_features, target_features, weights, damping, ridge, curvature, leverage, kernel
+        train_features,
+        target_features,
+        weights,
+        damping,
+        ridge,
+        curvature,
+        leverage,
+        kernel,
+        precision,
     )
     return prepared.targets.score(list(prepared.train), prepared.weights, prepared.coefficients)
 
@@ -361,6 +474,7 @@ def top_k(
     curvature: Tensor | None = None,
     leverage: bool = False,
     kernel: Tensor | None = None,
+    precision: str = "highest",
 ) -> TopK:
     """Return the k training samples with the largest (or smallest) scores of each target.
 
@@ -370,8 +484,8 @@ def top_k(
     Args:
         k: 0 to n.
         largest: Whether to look for proponents (the largest scores) or opponents (the smallest).
-        train_features, target_features, weights, damping, ridge, curvature, leverage, kernel: As in
-            `score`.
+        train_features, target_features, weights, damping, ridge, curvature, leverage, kernel,
+            precision: As in `score`.
 
     Returns:
         TopK(values [t, k], indices [t, k]), best first, ties by lower index.
@@ -379,7 +493,15 @@ def top_k(
     num_train = _features("train_features", train_features).shape[1]
     k = _check.integer("k", k, 0, num_train)
     prepared = _prepare(
-        train_features, target_features, weights, damping, ridge, curvature, leverage, kernel
+        train_features,
+        target_features,
+        weights,
+        damping,
+        ridge,
+        curvature,
+        leverage,
+        kernel,
+        precision,
     )
     return prepared.targets.top_k(
         list(prepared.train), prepared.weights, k, largest, prepared.coefficients

@@ -128,6 +128,17 @@ TRAK_EXT_DEVICE uint32_t clear_then_set(uint32_t word, uint32_t mask, uint32_t o
   return result;
 }
 
+// Bit i: whether lane i of the warp says yes; called by all lanes.
+TRAK_EXT_DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xFFFFFFFFu, yes); }
+TRAK_EXT_DEVICE int count_bits(uint32_t word) { return __popc(word); }
+
+TRAK_EXT_DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+template <class T>
+TRAK_EXT_DEVICE T infinity() {
+  return static_cast<T>(__int_as_float(0x7F800000));
+}
+
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // leave no error behind for the next caller

@@ -3,69 +3,11 @@
 #include <algorithm>
 #include <string>
 
+#include "device_guard.h"
 #include "run_projection.h"
 
 namespace trak_ext {
 namespace {
-
-std::string version_text(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
-// Makes a device the current one, and the one before it current again at the end.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    const cudaError_t error = cudaGetDevice(&before_);
-    if (error == cudaErrorInsufficientDriver) {
-      int driver = 0;
-      (void)cudaDriverGetVersion(&driver);
-      (void)cudaGetLastError();
-      throw std::runtime_error(driver == 0
-                                   ? std::string("CUDA: no driver is installed")
-                                   : "CUDA: the driver supports CUDA " + version_text(driver) +
-                                         ", and this build needs one that supports " +
-                                         version_text(CUDART_VERSION));
-    }
-    device::check(error, "cudaGetDevice");
-    if (device != before_) device::check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = device != before_;
-  }
-  ~DeviceGuard() {
-    if (changed_) (void)cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
-int device_attribute(cudaDeviceAttr attribute, int device) {
-  int value = 0;
-  device::check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
-// The architecture that a kernel's code was written for, which is not the device's where the driver
-// compiled it from PTX. Throws where the build has no code for the device.
-template <class Kernel>
-int code_architecture(Kernel kernel, int device) {
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
-      error == cudaErrorUnsupportedPtxVersion) {
-    (void)cudaGetLastError();
-    const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, device);
-    const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, device);
-    throw std::runtime_error("CUDA: this build has code for architectures " +
-                             std::string(TRAK_EXT_CUDA_ARCHITECTURES) +
-                             ", and none that runs on compute capability " + std::to_string(major) +
-                             "." + std::to_string(minor));
-  }
-  device::check(error, "cudaFuncGetAttributes");
-  return attributes.ptxVersion;
-}
 
 Multiplier choose_multiplier(Kind kind, int passes, int64_t rows, int device) {
   const Multiplier multiplier = tensor_core_multiplier(

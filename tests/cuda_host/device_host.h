@@ -104,6 +104,16 @@ inline uint32_t clear_then_set(uint32_t word, uint32_t mask, uint32_t one) {
   return (~word & mask) | one;
 }
 
+inline uint32_t ballot(bool yes) { return Runner::get().ballot(yes); }
+inline int count_bits(uint32_t word) { return __builtin_popcount(word); }
+
+inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
+
+template <class T>
+T infinity() {
+  return static_cast<T>(INFINITY);
+}
+
 template <class Argument>
 void launch(void (*kernel)(Argument), int64_t blocks, int threads, int shared_bytes,
             Stream /*stream*/, Argument argument) {

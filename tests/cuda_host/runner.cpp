@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr int kWarp = 32;
 
-enum State : int { kNew, kReady, kAtBarrier, kAtMultiply, kDone };
+enum State : int { kNew, kReady, kAtBarrier, kAtMultiply, kAtBallot, kDone };
 
 struct Copy {
   char* to;
@@ -56,6 +56,7 @@ struct Fiber {
   float* d = nullptr;
   const uint32_t* a = nullptr;
   uint32_t b[2] = {};
+  uint32_t vote = 0;  // its own before the ballot, the warp's after it
 };
 
 Runner& Runner::get() {
@@ -144,7 +145,10 @@ void Runner::run_block(int threads, int shared_bytes) {
       }
     }
     release(kAtBarrier, 0, threads);
-    for (int warp = 0; warp < threads; warp += kWarp) release(kAtMultiply, warp, kWarp);
+    for (int warp = 0; warp < threads; warp += kWarp) {
+      release(kAtMultiply, warp, kWarp);
+      release(kAtBallot, warp, kWarp);
+    }
   }
   for (int i = 0; i < threads; ++i) {
     if (fibers_[static_cast<size_t>(i)]->state != kDone) {
@@ -163,6 +167,16 @@ void Runner::release(int state, int first, int count) {
   }
   if (waiting == 0) return;
   if (state == kAtBarrier) ++epoch_;
+  if (state == kAtBallot) {
+    if (waiting != kWarp) throw std::runtime_error("a ballot without all lanes");
+    uint32_t votes = 0;
+    for (int lane = 0; lane < kWarp; ++lane) {
+      votes |= fibers_[static_cast<size_t>(first + lane)]->vote << lane;
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      fibers_[static_cast<size_t>(first + lane)]->vote = votes;
+    }
+  }
   if (state == kAtMultiply) {
     if (waiting != kWarp) throw std::runtime_error("a matrix instruction without all lanes");
     float a[16][16], b[16][8], d[16][8];
@@ -223,6 +237,13 @@ void Runner::multiply_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1
   fiber.b[0] = b0;
   fiber.b[1] = b1;
   pause(kAtMultiply);
+}
+
+uint32_t Runner::ballot(bool yes) {
+  Fiber& fiber = *fibers_[static_cast<size_t>(current_)];
+  fiber.vote = yes;
+  pause(kAtBallot);
+  return fiber.vote;
 }
 
 Runner::Cell* Runner::cells_of(const void* address, int bytes, int alignment) {

@@ -34,6 +34,7 @@ class Runner {
   void commit_copies();
   void wait_copies(int pending);
   void multiply_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+  uint32_t ballot(bool yes);
 
  private:
   // Two bytes of shared memory: who touched them last, and between which barriers.
