@@ -116,9 +116,9 @@ def project(
             grad while grad mode is on.
 
     On the CPU the workspace is below 1 MiB a thread, whatever P; outputs too small to be cut for
-    threads (below 512 columns and 32 rows each) take 8 * threads * B * proj_dim bytes more. On a
-    CUDA device it is 256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the
-    current stream of the tensors' device and not waited for; a CUDA graph can capture it.
+    threads (below 512 columns and 32 rows each) take 8 to 64 MiB more. On a CUDA device it is
+    256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current stream of
+    the tensors' device and not waited for; a CUDA graph can capture it.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)

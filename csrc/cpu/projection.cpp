@@ -64,8 +64,10 @@ GradientView slice(const GradientView& grads, int64_t begin, int64_t end) {
   return part;
 }
 
-// What project_by_spans() may take for sums, in bytes.
+// What project_by_spans() may take for sums, in bytes; and what it takes in any case, so that small
+// outputs do not start threads for every few spans.
 constexpr double kSpanBufferBytes = 64 << 20;
+constexpr int64_t kSpanBufferLeast = 8 << 20;
 
 // Whether the output is one tile, its buffers are small, and most parameters belong to tensors that
 // have spans for every thread.
@@ -92,9 +94,9 @@ void project_by_spans(const ProjectionProblem& problem, const ProjectionKernels&
   const OutputTile whole = {0, problem.rows, 0, problem.proj_dim};
   const auto workspaces = allocate_workspaces(threads, kernels.workspace_bytes(whole));
   const int64_t size = problem.rows * problem.proj_dim;
-  const int64_t spans_at_once = 2 * threads;
-  const AlignedBuffer buffer =
-      allocate_aligned(spans_at_once * size * static_cast<int64_t>(sizeof(float)));
+  const int64_t size_bytes = size * static_cast<int64_t>(sizeof(float));
+  const int64_t spans_at_once = std::max<int64_t>(2 * threads, kSpanBufferLeast / size_bytes);
+  const AlignedBuffer buffer = allocate_aligned(spans_at_once * size_bytes);
   float* const sums = static_cast<float*>(buffer.get());
 
   for (int64_t i = 0; i < problem.num_grads; ++i) {
