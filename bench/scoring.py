@@ -21,7 +21,8 @@ import torch
 import measure
 import trak_ext
 from ceilings import Ceilings
-from trak_ext import scoring
+from trak_ext.kernel import factor_kernel, solve_targets
+from trak_ext.solved_targets import SolvedTargets
 
 
 class OpenBlasWorker:
@@ -82,9 +83,9 @@ def main() -> None:
     targets = torch.randn(t, k, generator=generator)
     weights = torch.rand(n, generator=generator)
     kernel = trak_ext.kernel_matrix(train[: 2 * k]) * (n / (2 * k))
-    factor = scoring.factor_kernel(kernel, 1.0, 0.0)
-    solved = scoring.solve_targets(factor, targets)
-    prepared = scoring.SolvedTargets(solved[None], torch.float32)
+    factor = factor_kernel(kernel, 1.0, 0.0)
+    solved = solve_targets(factor, targets)
+    prepared = SolvedTargets(solved[None], torch.float32)
     half = train.bfloat16()
     right = solved.float().T.contiguous()
 
@@ -102,7 +103,7 @@ def main() -> None:
         "trak_ext all scores": lambda: prepared.score([train], weights),
         "torch matmul + topk": by_matmul,
         **{f"numpy matmul, OpenBLAS {name}": worker for name, worker in blas.items()},
-        "solve for the targets": lambda: scoring.solve_targets(factor, targets),
+        "solve for the targets": lambda: solve_targets(factor, targets),
         "peak": lambda: peaks.append(ceilings.multiply_add()),
     }
     seconds = measure.alternate(calls, options.repeats, patience=60)

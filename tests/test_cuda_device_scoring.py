@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import _C, ops, scoring
+from trak_ext import _C, ops
+from trak_ext.kernel import factor_kernel, solve_targets
 
 BUILT = hasattr(_C, "cuda_score_float")
 built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
@@ -40,10 +41,7 @@ def test_scores_agree_with_fp64(dtype, precision, shape):
     exact = trak_ext.score(train.double(), targets.double(), weights.double())
     kernels = trak_ext.kernel_matrix(train.double())
     solved = torch.stack(
-        [
-            scoring.solve_targets(scoring.factor_kernel(kernels[i], 1.0, 0.0), targets[i])
-            for i in range(m)
-        ]
+        [solve_targets(factor_kernel(kernels[i], 1.0, 0.0), targets[i]) for i in range(m)]
     )
     bound = (train.double().abs() @ solved.abs().mT).mean(0) * weights.double().mean(0)[:, None]
     tolerance = 2**-40 if dtype == torch.float64 else TOLERANCE[precision]

@@ -12,7 +12,8 @@ import torch
 
 from cuda_host.library import SOURCES
 from cuda_host.scoring_library import ScoringLibrary
-from trak_ext import _C, ops, scoring
+from trak_ext import _C, ops
+from trak_ext.solved_targets import SolvedTargets
 
 PRECISIONS = ["plain", "medium", "high", "highest"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -289,9 +290,9 @@ def on_host(library, monkeypatch):
     if not hasattr(_C, "CUDA_TOP_K_MAX"):
         pytest.skip("trak_ext was built without CUDA")
     kernels = {"cuda_score": library.cuda_score, "cuda_top_k": library.cuda_top_k}
-    native = scoring.SolvedTargets._kernel
+    native = SolvedTargets._kernel
     monkeypatch.setattr(
-        scoring.SolvedTargets, "_kernel", lambda self, name: kernels.get(name) or native(self, name)
+        SolvedTargets, "_kernel", lambda self, name: kernels.get(name) or native(self, name)
     )
     monkeypatch.setattr(ops, "cuda_queue", lambda device: (0, 0))
 
@@ -300,7 +301,7 @@ def on_host(library, monkeypatch):
 def test_the_python_side_hands_over_what_the_kernels_want(on_host, dtype, monkeypatch):
     features, solved, scales = make(2, 1100, 5, 33, dtype)
     features[1] = features[1].T.contiguous().T  # not what the kernels read as it is
-    targets = scoring.SolvedTargets(solved, solved.dtype)
+    targets = SolvedTargets(solved, solved.dtype)
     out = torch.empty(5, 1100, dtype=solved.dtype).T
     targets._cuda_score(features, scales["weights"], scales["coefficients"], out)
     scores, bound = exact(features, solved, **scales)
@@ -318,7 +319,7 @@ def test_the_python_side_hands_over_what_the_kernels_want(on_host, dtype, monkey
 
 def test_top_k_above_the_kernels_is_merged_from_blocks(on_host, monkeypatch):
     features = [torch.randint(-1, 2, (3000, 3)).float()]
-    targets = scoring.SolvedTargets(torch.ones(1, 2, 3), torch.float32)
+    targets = SolvedTargets(torch.ones(1, 2, 3), torch.float32)
     weights = torch.ones(3000)
     monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", 0)
     for k in (1025, 3000):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import trak_ext
+from trak_ext.solved_targets import SolvedTargets
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -18,7 +19,7 @@ def test_project_and_score_after_fork():
     expected = trak_ext.project(grads, 300)
     train, targets = torch.randn(1, 200, 16), torch.randn(1, 30, 16)
     # Solved beforehand: torch's own solver may not run in a forked child, our kernel may.
-    prepared = trak_ext.scoring.SolvedTargets(targets.double(), torch.float32)
+    prepared = SolvedTargets(targets.double(), torch.float32)
     weights = torch.ones(200)
     best = prepared.top_k([train[0]], weights, 5)
     child = os.fork()

@@ -12,9 +12,11 @@ except ImportError as _error:
 
 from . import evaluation, reference, scoring, tasks
 from .attributor import Attributor
+from .kernel import kernel_matrix
 from .projector import Projector, project, projection_matrix
 from .runtime import build_info, get_num_threads, set_num_threads
-from .scoring import TopK, kernel_matrix, score, top_k
+from .scoring import score, top_k
+from .solved_targets import TopK
 from .store import StoreError
 
 __version__ = _version("trak-ext")

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import _C, _check, loaders, ops, scoring
+from . import _C, _check, loaders, ops
 from .checkpoints import Checkpoint, Checkpoints
 from .gradients import GradientComputer, ParameterChoice, SampleGradients
+from .kernel import KernelAccumulator, factor_kernel, leverages, solve_targets
 from .projector import MAX_PROJ_DIM, MAX_SEED, project
-from .scoring import TopK
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
+from .solved_targets import SolvedTargets, TopK, merge_top_k
 from .store import Kernel, Shard, StoreError, open_store, shard_rows
 from .tasks import Task, get_task
 
@@ -107,7 +108,7 @@ class Attributor:
         """Fit one checkpoint; return the digests of the shards' data, compared with `expected`."""
         weights = self._checkpoints.load(m, self.device)
         finished = self._store.read_kernel(m)
-        kernel = scoring.KernelAccumulator(self.proj_dim)
+        kernel = KernelAccumulator(self.proj_dim)
         rows = shard_rows(self.proj_dim)
         digests: list[str] = []
         builder = ShardBuilder(0, self.proj_dim)
@@ -185,7 +186,7 @@ class Attributor:
             top_k = _check.integer("top_k", top_k, 0, num_train)
         solved = self._solve_targets(test_loader, num_train)
         num_targets = solved.shape[1]
-        targets = scoring.SolvedTargets(solved, torch.float32)
+        targets = SolvedTargets(solved, torch.float32)
         if top_k is None:
             scores = torch.empty((num_train, num_targets), dtype=torch.float32)
             for start, features, weight in self._shards(num_train):
@@ -197,9 +198,7 @@ class Attributor:
         )
         for start, features, weight in self._shards(num_train):
             found = targets.top_k(features, weight, min(top_k, len(weight)), largest)
-            best = scoring.merge_top_k(
-                best, TopK(found.values, found.indices + start), top_k, largest
-            )
+            best = merge_top_k(best, TopK(found.values, found.indices + start), top_k, largest)
         return best
 
     def self_influence(self) -> Tensor:
@@ -215,7 +214,7 @@ class Attributor:
         for m in range(len(self._checkpoints)):
             factor = self._factor(m)
             for start, features, _ in self._shards(num_train, [m]):
-                part = scoring.leverages(factor, features[0], None)
+                part = leverages(factor, features[0], None)
                 total[start : start + len(part)] += part / len(self._checkpoints)
         weight = torch.cat([weight for _, _, weight in self._shards(num_train)])
         return (total * weight).float()
@@ -272,14 +271,14 @@ class Attributor:
                     raise changed_data("test_loader", 0, targets.features.shape[0])
                 features, digest = targets.features, targets.data_digest
                 if num_train:  # without samples there is no kernel matrix, nor a score to make
-                    features = scoring.solve_targets(self._factor(m), features)
+                    features = solve_targets(self._factor(m), features)
                 solved.append(features.double() / len(self._checkpoints))
         return torch.stack(solved)
 
     def _factor(self, m: int) -> Tensor:
         kernel = self._store.read_kernel(m)
         assert kernel is not None, "_open_fitted() comes first"
-        return scoring.factor_kernel(kernel.matrix, self.damping, 0.0)
+        return factor_kernel(kernel.matrix, self.damping, 0.0)
 
     def _shards(
         self, num_train: int, checkpoints: Sequence[int] | None = None
