@@ -29,8 +29,8 @@ struct LookupAvx2 {
 
   static void build_tables(int rows, int blocks, const float* values, float* tables);
   static VecU fold(VecU word) { return fold_bits(word); }
-  static void accumulate(int rows, int vectors, int blocks, const float* tables,
-                         const uint32_t* signs, float* partial);
+  template <int kRows, int kVectors>
+  static void accumulate(int blocks, const float* tables, const uint32_t* signs, float* partial);
 };
 
 // values: [rows, kBlocks * 128] -> tables: [blocks * 32 lookups, rows, 8]
@@ -61,8 +61,8 @@ inline __m256 sign_factor(__m256i bits) {
 
 // partial: [kVectors, kRows, 8], adds the chunk's sums.
 template <int kRows, int kVectors>
-__attribute__((noinline)) void accumulate_tile(int blocks, const float* tables,
-                                               const uint32_t* signs, float* partial) {
+TRAK_EXT_OUT_OF_LINE void LookupAvx2::accumulate(int blocks, const float* tables,
+                                                 const uint32_t* signs, float* partial) {
   __m256 sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -102,30 +102,6 @@ __attribute__((noinline)) void accumulate_tile(int blocks, const float* tables,
       float* p = partial + (v * kRows + r) * kSignLanes;
       _mm256_store_ps(p, _mm256_add_ps(_mm256_load_ps(p), sum[r][v]));
     }
-  }
-}
-
-void LookupAvx2::accumulate(int rows, int vectors, int blocks, const float* tables,
-                            const uint32_t* signs, float* partial) {
-  switch (rows) {
-#define TRAK_EXT_CASE(kRows)                                               \
-  case kRows:                                                              \
-    return vectors == 1                                                    \
-               ? accumulate_tile<kRows, 1>(blocks, tables, signs, partial) \
-               : accumulate_tile<kRows, tile_vectors(kRows)>(blocks, tables, signs, partial)
-    TRAK_EXT_CASE(1);
-    TRAK_EXT_CASE(2);
-    TRAK_EXT_CASE(3);
-    TRAK_EXT_CASE(4);
-    TRAK_EXT_CASE(5);
-    TRAK_EXT_CASE(6);
-    TRAK_EXT_CASE(7);
-    TRAK_EXT_CASE(8);
-    TRAK_EXT_CASE(9);
-    TRAK_EXT_CASE(10);
-    TRAK_EXT_CASE(11);
-    TRAK_EXT_CASE(12);
-#undef TRAK_EXT_CASE
   }
 }
 

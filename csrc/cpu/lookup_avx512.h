@@ -36,8 +36,8 @@ struct LookupAvx512 {
 
   static void build_tables(int rows, int blocks, const float* values, float* tables);
   static VecU fold(VecU word) { return fold_bits(word, kFoldedBits); }
-  static void accumulate(int rows, int vectors, int blocks, const float* tables,
-                         const uint32_t* signs, float* partial);
+  template <int kRows, int kVectors>
+  static void accumulate(int blocks, const float* tables, const uint32_t* signs, float* partial);
 };
 
 // values: [rows, 128] -> tables: two of [[2 words, 3 steps, rows, 16 + 32], [rows, 16]]
@@ -71,8 +71,8 @@ inline __m512 sign_factor(__m512i bits) {
 
 // partial: [kVectors, kRows, 16], adds the block's sums.
 template <int kRows, int kVectors>
-__attribute__((noinline)) void accumulate_tile(const float* tables, const uint32_t* signs,
-                                               float* partial) {
+TRAK_EXT_OUT_OF_LINE void LookupAvx512::accumulate(int, const float* tables, const uint32_t* signs,
+                                                   float* partial) {
   __m512 sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -141,25 +141,6 @@ __attribute__((noinline)) void accumulate_tile(const float* tables, const uint32
       float* p = partial + (v * kRows + r) * 16;
       _mm512_store_ps(p, _mm512_add_ps(_mm512_load_ps(p), sum[r][v]));
     }
-  }
-}
-
-void LookupAvx512::accumulate(int rows, int vectors, int, const float* tables,
-                              const uint32_t* signs, float* partial) {
-  switch (rows) {
-#define TRAK_EXT_CASE(kRows)                                                \
-  case kRows:                                                               \
-    return vectors == 1 ? accumulate_tile<kRows, 1>(tables, signs, partial) \
-                        : accumulate_tile<kRows, tile_vectors(kRows)>(tables, signs, partial)
-    TRAK_EXT_CASE(1);
-    TRAK_EXT_CASE(2);
-    TRAK_EXT_CASE(3);
-    TRAK_EXT_CASE(4);
-    TRAK_EXT_CASE(5);
-    TRAK_EXT_CASE(6);
-    TRAK_EXT_CASE(7);
-    TRAK_EXT_CASE(8);
-#undef TRAK_EXT_CASE
   }
 }
 

@@ -153,6 +153,21 @@ TRAK_EXT_OUT_OF_LINE void generate_signs(const KeySchedule& keys, const SharedRo
   }
 }
 
+// Adds a chunk's sums for the columns of `vectors` vectors (a whole tile's or one) to `partial`,
+// [vectors, rows, columns], by the level's kernel for that many rows.
+template <typename Level, int kRows = Level::kGroupRows>
+TRAK_EXT_INLINE void accumulate_rows(int rows, int vectors, int blocks, const float* tables,
+                                     const uint32_t* signs, float* partial) {
+  if (rows == kRows) {
+    return vectors == 1 ? Level::template accumulate<kRows, 1>(blocks, tables, signs, partial)
+                        : Level::template accumulate<kRows, Level::tile_vectors(kRows)>(
+                              blocks, tables, signs, partial);
+  }
+  if constexpr (kRows > 1) {
+    accumulate_rows<Level, kRows - 1>(rows, vectors, blocks, tables, signs, partial);
+  }
+}
+
 // One panel, all of P. Per chunk: every row group's tables are built once and used by all columns;
 // the first row group makes the signs on its way and the others read them back.
 template <typename Level>
@@ -205,7 +220,7 @@ void project_panel(const MatrixLaw& law, const GradientView& grads, const Output
                                   tile_signs + b * kBlockWords * kSignLanes);
           }
         }
-        Level::accumulate(group_rows, width, blocks, tables, tile_signs, sums);
+        accumulate_rows<Level>(group_rows, width, blocks, tables, tile_signs, sums);
         sums += width * group_rows * kSignLanes;
         v += width;
       }

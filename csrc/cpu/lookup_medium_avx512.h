@@ -29,8 +29,8 @@ struct LookupMedium {
 
   static void build_tables(int rows, int blocks, const float* values, float* tables);
   static VecU fold(VecU word) { return fold_bits(word, kFoldedBits); }
-  static void accumulate(int rows, int vectors, int blocks, const float* tables,
-                         const uint32_t* signs, float* partial);
+  template <int kRows, int kVectors>
+  static void accumulate(int blocks, const float* tables, const uint32_t* signs, float* partial);
   static_assert(kGroupRows <= kUnitFloats);
 };
 
@@ -166,8 +166,8 @@ __attribute__((always_inline)) inline void look_up(__m512i (&sum)[kRows][kVector
 
 // partial: [kVectors, kRows, 16], adds the chunk's sums.
 template <int kRows, int kVectors>
-__attribute__((noinline)) void accumulate_tile(int blocks, const float* tables,
-                                               const uint32_t* signs, float* partial) {
+TRAK_EXT_OUT_OF_LINE void LookupMedium::accumulate(int blocks, const float* tables,
+                                                   const uint32_t* signs, float* partial) {
   constexpr int kVectorWords = LookupMedium::kBlocks * kBlockWords * 16;
   const float* units = tables;
   tables += LookupMedium::kUnitFloats;
@@ -216,30 +216,6 @@ __attribute__((noinline)) void accumulate_tile(int blocks, const float* tables,
       const __m512 value = _mm512_cvtepi32_ps(sum[r][v]);
       _mm512_store_ps(p, _mm512_fmadd_ps(value, unit, _mm512_load_ps(p)));
     }
-  }
-}
-
-void LookupMedium::accumulate(int rows, int vectors, int blocks, const float* tables,
-                              const uint32_t* signs, float* partial) {
-  switch (rows) {
-#define TRAK_EXT_CASE(kRows)                                               \
-  case kRows:                                                              \
-    return vectors == 1                                                    \
-               ? accumulate_tile<kRows, 1>(blocks, tables, signs, partial) \
-               : accumulate_tile<kRows, tile_vectors(kRows)>(blocks, tables, signs, partial)
-    TRAK_EXT_CASE(1);
-    TRAK_EXT_CASE(2);
-    TRAK_EXT_CASE(3);
-    TRAK_EXT_CASE(4);
-    TRAK_EXT_CASE(5);
-    TRAK_EXT_CASE(6);
-    TRAK_EXT_CASE(7);
-    TRAK_EXT_CASE(8);
-    TRAK_EXT_CASE(9);
-    TRAK_EXT_CASE(10);
-    TRAK_EXT_CASE(11);
-    TRAK_EXT_CASE(12);
-#undef TRAK_EXT_CASE
   }
 }
 
