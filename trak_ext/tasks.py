@@ -35,6 +35,7 @@ class Task:
 
     name: str
     function: Callable[[Callable[..., Any], Any], Any]
+    prepare: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
