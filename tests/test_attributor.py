@@ -380,8 +380,8 @@ def test_gradients_meet_the_matrix_a_parameter_at_a_time_without_a_copy(monkeypa
     compute = trak_ext.features.GradientComputer.__call__
     project = trak_ext.features.project
 
-    def noted_compute(self, weights, batch):
-        for part in compute(self, weights, batch):
+    def noted_compute(self, weights, batch, *context):
+        for part in compute(self, weights, batch, *context):
             made.append({name: grad.data_ptr() for name, grad in part.grads.items()})
             yield part
 

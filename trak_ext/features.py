@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,13 +64,10 @@ class FeatureMaker:
             context: What the task prepared for this checkpoint, if it does.
             offset: Position of the loader's first sample in the training set; None for targets.
         """
-        more: tuple[Any, ...] = ()
-        if context is not None:
-            index = torch.full((segment.stop - segment.start,), -1, dtype=torch.int64)
-            if offset is not None:
-                index = torch.arange(segment.start, segment.stop) + offset
-            more = (context, index.to(next(iter(weights.values())).device) if weights else index)
-        for part in self.gradients(weights, segment.batch, *more):
+        index = None
+        if offset is not None:
+            index = torch.arange(segment.start + offset, segment.stop + offset)
+        for part in self.gradients(weights, segment.batch, context, index):
             grads = {name: grad.detach() for name, grad in part.grads.items()}
             features = project(
                 grads,

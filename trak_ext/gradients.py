@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
+from .functional import FunctionalModel, eval_mode, plain_attention
 from .tasks import Task
 
 ParameterChoice = Sequence[str] | str | Callable[[str, nn.Parameter], bool] | None
@@ -116,18 +116,6 @@ def batch_size(batch: Any) -> int:
     return size
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode and back: dropout off, BatchNorm on its running figures."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class GradientComputer:
     """Per-sample gradients of one model under given weights.
 
@@ -161,39 +149,97 @@ class GradientComputer:
         self.chunk_size = chunk_size
         self._one_by_one = False
 
-    def __call__(self, weights: Mapping[str, Tensor], batch: Any) -> Iterator[SampleGradients]:
+    def prepare(
+        self, weights: Mapping[str, Tensor], batches: Iterable[tuple[int, Any]], checkpoint: int
+    ) -> dict[str, Tensor]:
+        """Return what the task takes of the training set under a checkpoint; see `Task.prepare`.
+
+        Args:
+            weights: As for a call.
+            batches: (position of the first sample in the training set, batch), in order.
+            checkpoint: Its number, from 0.
+
+        Returns:
+            The context for calls with these weights; empty where the task needs none.
+        """
+        if self.task.prepare is None:
+            return {}
+        model = FunctionalModel(self.model, {**self._constant(weights), **self._chosen(weights)})
+        with torch.no_grad(), eval_mode(self.model), plain_attention(self.model):
+            context = self.task.prepare(model, batches, checkpoint)
+        if not isinstance(context, Mapping) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in context.items()
+        ):
+            raise TypeError(
+                f"task {self.task.name!r}: expected prepare() to return tensors by name, "
+                f"got a {type(context).__name__}"
+            )
+        return {name: tensor.detach() for name, tensor in context.items()}
+
+    def __call__(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        context: Mapping[str, Tensor] | None = None,
+        index: Tensor | None = None,
+    ) -> Iterator[SampleGradients]:
         """Yield gradients of a batch in order, chunk_size samples at a time.
 
         Args:
             weights: A state dict, or named parameters and buffers; what it lacks is the model's.
             batch: Tensors with samples in front, in tuples, lists or mappings.
+            context: What `prepare` returned for these weights, for a task that has one.
+            index: int64 [B], the samples' positions in the training set, -1 for those that are not
+                in it, for such a task; None for -1 throughout.
         """
-        named = dict(self.model.named_parameters())
-        chosen = {name: weights.get(name, named[name]).detach() for name in self.names}
-        constant = {
-            name: tensor.detach()
-            for name, tensor in [*named.items(), *self.model.named_buffers(), *weights.items()]
-            if name not in chosen
-        }
-        # Other names of a tied parameter follow the one that named_parameters() lists.
-        owned = {*named, *(name for name, _ in self.model.named_buffers())}
-        constant = {name: tensor for name, tensor in constant.items() if name in owned}
         total = batch_size(batch)
+        if index is not None and index.shape != (total,):
+            raise ValueError(
+                f"index: expected one position for each of {total} samples, "
+                f"got shape {list(index.shape)}"
+            )
+        if index is None:
+            index = torch.full((total,), -1)
+        tensors = batch_tensors(batch)
+        index = index.to(tensors[0].device) if tensors else index
+        chosen = self._chosen(weights)
+        constant = self._constant(weights)
         with eval_mode(self.model):
             for start in range(0, total, self.chunk_size):
                 stop = min(start + self.chunk_size, total)
-                chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], batch)  # type: ignore[misc]
-                yield self._chunk(chosen, constant, chunk)
+                chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], (batch, index))  # type: ignore[misc]
+                with plain_attention(self.model):
+                    part = self._chunk(chosen, constant, context or {}, chunk)
+                yield part
+
+    def _chosen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights that are differentiated."""
+        named = dict(self.model.named_parameters())
+        return {name: weights.get(name, named[name]).detach() for name in self.names}
+
+    def _constant(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return all other weights.
+
+        Other names of a tied parameter follow the one that named_parameters() lists.
+        """
+        owned = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {
+            name: weights.get(name, tensor).detach()
+            for name, tensor in owned
+            if name not in self.shapes
+        }
 
     def _output(
-        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], sample: Any
+        self,
+        chosen: dict[str, Tensor],
+        constant: dict[str, Tensor],
+        context: Mapping[str, Tensor],
+        sample: Any,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return f of a sample (tensors without a batch dimension), and (f, Q, R)."""
-
-        def model(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(self.model, {**constant, **chosen}, args, kwargs)
-
-        output = self.task(model, map_tensors(lambda tensor: tensor.unsqueeze(0), sample))
+        model = FunctionalModel(self.model, {**constant, **chosen})
+        batch, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
+        output = self.task(model, batch, context, index)
         if output.output.numel() != 1:
             raise ValueError(
                 f"task {self.task.name!r}: expected one output for one sample, "
@@ -203,19 +249,23 @@ class GradientComputer:
         return f, (f.detach(), q, r)
 
     def _chunk(
-        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], chunk: Any
+        self,
+        chosen: dict[str, Tensor],
+        constant: dict[str, Tensor],
+        context: Mapping[str, Tensor],
+        chunk: Any,
     ) -> SampleGradients:
         if self._one_by_one:
-            return self._loop(chosen, constant, chunk)
+            return self._loop(chosen, constant, context, chunk)
         try:
-            return self._vmap(chosen, constant, chunk)
+            return self._vmap(chosen, constant, context, chunk)
         except (RuntimeError, NotImplementedError) as error:
             if "randomness" in str(error):
                 raise RuntimeError(_RANDOM_MODEL) from error
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
-            result = self._loop(chosen, constant, chunk)
+            result = self._loop(chosen, constant, context, chunk)
             self._one_by_one = True
             warnings.warn(
                 "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
@@ -226,24 +276,33 @@ class GradientComputer:
             return result
 
     def _vmap(
-        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], chunk: Any
+        self,
+        chosen: dict[str, Tensor],
+        constant: dict[str, Tensor],
+        context: Mapping[str, Tensor],
+        chunk: Any,
     ) -> SampleGradients:
-        gradient = grad(self._output, has_aux=True)
-        grads, (f, q, r) = vmap(gradient, in_dims=(None, None, 0))(chosen, constant, chunk)
+        gradient = vmap(grad(self._output, has_aux=True), in_dims=(None, None, None, 0))
+        grads, (f, q, r) = gradient(chosen, constant, dict(context), chunk)
         return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
 
     def _loop(
-        self, chosen: dict[str, Tensor], constant: dict[str, Tensor], chunk: Any
+        self,
+        chosen: dict[str, Tensor],
+        constant: dict[str, Tensor],
+        context: Mapping[str, Tensor],
+        chunk: Any,
     ) -> SampleGradients:
         rows: list[Sequence[Tensor]] = []
         outputs = []
         with torch.inference_mode(False), torch.enable_grad():
             leaves = {name: _ordinary(t).detach().requires_grad_() for name, t in chosen.items()}
             constant = {name: _ordinary(tensor) for name, tensor in constant.items()}
+            context = {name: _ordinary(tensor) for name, tensor in context.items()}
             for i in range(batch_size(chunk)):
                 sample = map_tensors(lambda tensor, i=i: _ordinary(tensor[i]), chunk)  # type: ignore[misc]
                 random_state = torch.get_rng_state()
-                f, parts = self._output(leaves, constant, sample)
+                f, parts = self._output(leaves, constant, context, sample)
                 if not torch.equal(torch.get_rng_state(), random_state):
                     raise RuntimeError(_RANDOM_MODEL)
                 if f.requires_grad:
