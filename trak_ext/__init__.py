@@ -17,6 +17,7 @@ from .projector import Projector, project, projection_matrix
 from .runtime import build_info, get_num_threads, set_num_threads
 from .scoring import score, top_k
 from .solved_targets import TopK
+from .sparsity import soft_threshold
 from .store import StoreError
 
 __version__ = _version("trak-ext")
@@ -35,6 +36,7 @@ __all__ = [
     "score",
     "scoring",
     "set_num_threads",
+    "soft_threshold",
     "tasks",
     "top_k",
 ]
