@@ -1,4 +1,4 @@
-"""`trak-ext demo`: attribute digits, compare with retraining on subsets, write table and picture.
+"""`trak-ext demo`: attribute digits, compare with retraining on subsets, write what was found.
 
 The recipe is 1,200 training and 300 held-out digits of scikit-learn, a 64-64-10 network, 10
 checkpoints, and 50 random halves of the training set with 5 networks each, the truth
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from .. import evaluation
+from .. import evaluation, report
 from ..attributor import Attributor
 from ..gradients import GradientComputer
 from ..runtime import build_info
+from ..solved_targets import TopK
 from ..tasks import get_task
 from . import digits, figure
 
@@ -30,7 +31,8 @@ NUM_CHECKPOINTS = 10
 NUM_SUBSETS = 50
 MODELS_A_SUBSET = 5
 PROJ_DIM = 512
-SHOWN = 5  # proponents and opponents of each image in the picture
+SHOWN = 5  # proponents and opponents of each image in the picture and the report
+IN_PICTURE, IN_REPORT = 7, 40  # images
 
 
 class Stopwatch:
@@ -70,7 +72,7 @@ def gradient_product(states: list[dict[str, Tensor]], split: digits.DigitsSplit)
 
 
 def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
-    """Run the demonstration and write results.json and attributions.png into `out`.
+    """Run the demonstration; write a table, a picture, a report and its bundle into `out`.
 
     Args:
         out: Folder; made if it is not there.
@@ -143,21 +145,22 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
     with watch.stage("figure"):
         logits = torch.func.functional_call(digits.make_model(), states[0], (split.test_inputs,))
         predictions = logits.argmax(1)
-        shown = figure.choose_targets(split.test_labels, predictions)
+        shown = figure.choose_targets(split.test_labels, predictions, IN_REPORT)
         shown_loader = DataLoader(
             TensorDataset(split.test_inputs[shown], split.test_labels[shown]), batch_size=256
         )
         proponents = attributor.attribute(shown_loader, top_k=SHOWN)
         opponents = attributor.attribute(shown_loader, top_k=SHOWN, largest=False)
+        pictured = shown[:IN_PICTURE]
         figure.plot_attributions(
             out / "attributions.png",
-            split.images(split.test_inputs[shown]),
-            split.test_labels[shown],
+            split.images(split.test_inputs[pictured]),
+            split.test_labels[pictured],
             split.images(split.train_inputs),
             split.train_labels,
-            proponents,
-            opponents,
-            test_predictions=predictions[shown],
+            TopK(*(part[:IN_PICTURE] for part in proponents)),
+            TopK(*(part[:IN_PICTURE] for part in opponents)),
+            test_predictions=predictions[pictured],
         )
 
     results = {
@@ -180,9 +183,54 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         "build": build_info(),
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    attributions = attributions_to_show(
+        split, shown, predictions, proponents, opponents, lds, results["settings"]
+    )
+    report.save_bundle(out / "bundle", attributions)
+    report.write_report(out / "report.html", attributions)
     print(table(lds))
-    print(f"\nwrote {out / 'results.json'} and {out / 'attributions.png'}")
+    print(f"\nwrote results.json, attributions.png, report.html and bundle/ into {out}")
     return results
+
+
+def attributions_to_show(
+    split: digits.DigitsSplit,
+    shown: Tensor,
+    predictions: Tensor,
+    proponents: TopK,
+    opponents: TopK,
+    lds: dict[str, evaluation.LDS],
+    settings: dict[str, Any],
+) -> report.Attributions:
+    """Return what the report shows of the test digits `shown` (indices)."""
+    train_images = 1 - split.images(split.train_inputs)  # dark ink on white
+    test_images = 1 - split.images(split.test_inputs)
+    targets = [
+        report.Item(
+            test_images[i],
+            label=int(split.test_labels[i]),
+            prediction=int(predictions[i]),
+            id=f"Test digit {i}",
+        )
+        for i in shown.tolist()
+    ]
+    return report.Attributions(
+        targets,
+        proponents,
+        opponents,
+        lambda i: report.Item(train_images[i], label=int(split.train_labels[i])),
+        num_train=len(split.train_labels),
+        note="Handwritten digits of 8 × 8 pixels from scikit-learn, and a network with one hidden "
+        f"layer, trained {NUM_CHECKPOINTS} times. The first targets are ones that it gets wrong.",
+        lds={
+            f"TRAK, {NUM_CHECKPOINTS} checkpoints": lds["trak_m10"],
+            "TRAK, 1 checkpoint": lds["trak_m1"],
+            f"gradient product, {NUM_CHECKPOINTS} checkpoints": lds["grad_dot"],
+            "random": lds["random"],
+        },
+        target_lds=lds["trak_m10"].per_target[shown],
+        settings={"task": TASK, "num_checkpoints": NUM_CHECKPOINTS, **settings},
+    )
 
 
 def table(lds: dict[str, evaluation.LDS]) -> str:
