@@ -74,3 +74,7 @@ def print_info(as_json: bool) -> None:
         for device in devices
     ]
     print(f"{'cuda devices':<20}{', '.join(names) or 'none'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

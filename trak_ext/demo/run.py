@@ -184,7 +184,7 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     attributions = attributions_to_show(
-        split, shown, predictions, proponents, opponents, lds, results["settings"]
+        split, shown, predictions, proponents, opponents, lds, attributor
     )
     report.save_bundle(out / "bundle", attributions)
     report.write_report(out / "report.html", attributions)
@@ -200,7 +200,7 @@ def attributions_to_show(
     proponents: TopK,
     opponents: TopK,
     lds: dict[str, evaluation.LDS],
-    settings: dict[str, Any],
+    attributor: Attributor,
 ) -> report.Attributions:
     """Return what the report shows of the test digits `shown` (indices)."""
     train_images = 1 - split.images(split.train_inputs)  # dark ink on white
@@ -229,7 +229,8 @@ def attributions_to_show(
             "random": lds["random"],
         },
         target_lds=lds["trak_m10"].per_target[shown],
-        settings={"task": TASK, "num_checkpoints": NUM_CHECKPOINTS, **settings},
+        settings=attributor.settings,
+        fingerprint=attributor.fingerprint,
     )
 
 
