@@ -88,7 +88,7 @@ def counterfactual_brittleness(
 
     seeds = [seed + i for i in range(num_seeds)]
     # Stable, so that a target's removals are nested and equal scores have an order.
-    order = scores.detach().cpu().argsort(0, descending=True, stable=True)  # [n, t]
+    order = scores.detach().cpu().argsort(dim=0, descending=True, stable=True)  # [n, t]
     everything = torch.ones((num_seeds, num_train), dtype=torch.bool)
     before = _predict(retrain, everything, seeds, num_targets, models_at_once)  # [s, t]
 
