@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import _C, _check, loaders
 from .checkpoints import Checkpoint, Checkpoints
+from .devices import choose_device
 from .digest import settings_digest
 from .estimator import Estimator
 from .features import FeatureMaker
@@ -95,7 +96,7 @@ class Attributor:
         self._chunk_size = chunk_size
         self._store = open_store(store)
         self._progress = progress
-        self.device = _device_of(model) if device is None else _check_device(device)
+        self.device = choose_device(model, device)
 
     # --- fit --------------------------------------------------------------------------------------
 
@@ -311,20 +312,3 @@ def _architecture_digest(model: nn.Module) -> str:
     """Return a digest of how a model prints, less the addresses that functions print with."""
     text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _check_device(device: Any) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        raise ValueError(
-            f"device: expected a torch device of this machine, got {device!r} ({reason})"
-        ) from error
-    return found
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
