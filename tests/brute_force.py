@@ -61,7 +61,7 @@ def without_padding(sample):
         for key, value in sample.items():
             if value.dim() == 2 and value.shape == mask.shape:
                 cut[key] = value[:, :length]
-    labels = cut["labels"] if "labels" in cut else None
+    labels = cut.get("labels")
     if labels is not None and labels.dim() == 2:
         cut["labels"] = labels[:, : int((labels[0] != -100).nonzero()[-1]) + 1]
     return cut
