@@ -30,6 +30,7 @@ def shard(rows=3, k=2, seed=0):
         torch.randn(rows, k, generator=generator),
         torch.rand(rows, generator=generator),
         torch.rand(rows, generator=generator),
+        torch.randn(rows, generator=generator),
         f"digest of {seed}",
     )
 
@@ -146,7 +147,7 @@ def test_checkpoints_may_continue_or_be_some_of_the_manifests(filled):
 def test_features_of_any_stride_and_no_rows(tmp_path):
     store = opened(tmp_path, create=True)
     wide = torch.randn(4, 3)
-    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], "d")
+    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], wide[2, :2], "d")
     store.write(0, 0, written)
     store.write(0, 9, shard(0))
     assert_shard(opened(tmp_path).read(0, 0), written)
