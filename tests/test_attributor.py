@@ -166,7 +166,7 @@ def assert_scores(got, expected, tolerance=1e-4):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(trak_ext.attributor, "shard_rows", lambda proj_dim: 8)
+    monkeypatch.setattr(trak_ext.store, "shard_rows", lambda proj_dim: 8)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -252,7 +252,7 @@ def test_shards_do_not_matter(num_train, rows, monkeypatch):
     whole, sharded = attributor(model), attributor(model)
     whole.fit([train])
     expected = whole.attribute([test]).numpy()
-    monkeypatch.setattr(trak_ext.attributor, "shard_rows", lambda proj_dim: rows)
+    monkeypatch.setattr(trak_ext.store, "shard_rows", lambda proj_dim: rows)
     sharded.fit(batches(train, 5))
     assert_scores(sharded.attribute([test]), expected, 1e-5)
     assert len(sharded._store._shards) == -(-num_train // rows)
@@ -377,11 +377,11 @@ def test_a_fitted_store_is_compared_and_not_computed_again(tmp_path):
 
 def test_gradients_meet_the_matrix_a_parameter_at_a_time_without_a_copy(monkeypatch):
     made, projected = [], []
-    compute = trak_ext.attributor.GradientComputer.__call__
-    project = trak_ext.attributor.project
+    compute = trak_ext.features.GradientComputer.__call__
+    project = trak_ext.features.project
 
-    def noted_compute(self, weights, batch):
-        for part in compute(self, weights, batch):
+    def noted_compute(self, weights, batch, *context):
+        for part in compute(self, weights, batch, *context):
             made.append({name: grad.data_ptr() for name, grad in part.grads.items()})
             yield part
 
@@ -390,8 +390,8 @@ def test_gradients_meet_the_matrix_a_parameter_at_a_time_without_a_copy(monkeypa
         assert not any(grad.requires_grad for grad in grads.values())
         return project(grads, *args, **options)
 
-    monkeypatch.setattr(trak_ext.attributor.GradientComputer, "__call__", noted_compute)
-    monkeypatch.setattr(trak_ext.attributor, "project", noted_project)
+    monkeypatch.setattr(trak_ext.features.GradientComputer, "__call__", noted_compute)
+    monkeypatch.setattr(trak_ext.features, "project", noted_project)
     model = conv_net()
     attributor(model, chunk_size=4).fit([images(9)])
     assert len(projected) == 3

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from trak_ext import cli
+from trak_ext import cli, report
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +39,20 @@ def test_picture(folder):
         assert min(picture.size) > 800
         colours = picture.convert("RGB").getcolors(maxcolors=2**24)
     assert len(colours) > 50
+
+
+def test_report_and_its_bundle(folder):
+    lds = json.loads((folder / "results.json").read_text())["lds"]
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"{lds['trak_m10']:.3f}" in html
+    assert html.count("<article") == 40
+    attributions = report.load_bundle(folder / "bundle")
+    assert report.render(attributions) == html
+    same = sum(
+        attributions.train_items[index].label == target.label
+        for target, row in zip(
+            attributions.targets, attributions.proponents.indices.tolist(), strict=True
+        )
+        for index in row
+    )
+    assert same >= 0.6 * attributions.proponents.indices.numel()

@@ -7,7 +7,7 @@ import builtins
 import pytest
 import torch
 
-from trak_ext.demo.figure import PITCH, ROW, _format_score, _number_format, choose_targets
+from trak_ext.demo.figure import PITCH, ROW, choose_targets
 from trak_ext.demo.figure import plot_attributions as plot
 
 image = pytest.importorskip("matplotlib.image")
@@ -102,24 +102,6 @@ def test_pyplot_is_left_alone_and_other_endings_work(tmp_path):
     plot(tmp_path / "a.pdf", **make_arguments(1, 1))
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
-
-
-@pytest.mark.parametrize(
-    ("largest", "value", "power", "text"),
-    [
-        (0.0, 0.0, 0, "+0.00"),
-        (1234.4, -1234.4, 0, "−1234"),
-        (98765.0, 98765.0, 4, "+9.88"),
-        (5.678, -5.678, 0, "−5.68"),
-        (0.25, 0.25, 0, "+0.250"),
-        (0.0143, 0.0119, -2, "+1.19"),
-        (1.2e-9, 1.2e-9, -9, "+1.20"),
-    ],
-)
-def test_scores_keep_three_digits_on_one_scale(largest, value, power, text):
-    got, decimals = _number_format(largest)
-    assert got == power
-    assert _format_score(value, got, decimals) == text
 
 
 def test_chosen_targets_are_two_wrong_ones_then_one_a_class():

@@ -30,7 +30,8 @@ def test_segments_keep_order_and_never_cross_a_boundary(sizes, boundary):
     x = torch.arange(sum(sizes))
     batches = list(x.split(sizes)) if sizes else []
     found, position = [], 0
-    for start, stop, batch in segments([(b, {"y": b * 2}) for b in batches], CPU, boundary):
+    for start, stop, batch, ids in segments([(b, {"y": b * 2}) for b in batches], CPU, boundary):
+        assert ids is None
         assert start == position
         assert start < stop
         assert start // boundary == (stop - 1) // boundary
@@ -44,13 +45,23 @@ def test_segments_keep_order_and_never_cross_a_boundary(sizes, boundary):
 @settings(max_examples=20, deadline=None)
 def test_batches_are_not_cut_without_need(sizes):
     batches = [torch.zeros(size, 1) for size in sizes]
-    assert [stop - start for start, stop, _ in segments(batches, CPU, 2**62)] == sizes
+    assert [s.stop - s.start for s in segments(batches, CPU, 2**62)] == sizes
 
 
 def test_samples_of_two_batches_may_differ_in_length():
     batches = [torch.zeros(2, 5), torch.zeros(3, 7)]
-    shapes = [tuple(batch.shape) for _, _, batch in segments(batches, CPU, 4)]
+    shapes = [tuple(s.batch.shape) for s in segments(batches, CPU, 4)]
     assert shapes == [(2, 5), (2, 7), (1, 7)]
+
+
+def test_ids_are_cut_with_their_samples():
+    batches = [
+        {"x": torch.zeros(3), "sample_id": ["a", "b", "c"]},
+        {"x": torch.zeros(2), "sample_id": torch.tensor([7, 8])},
+    ]
+    found = list(segments(batches, CPU, 2))
+    assert [s.ids for s in found] == [["a", "b"], ["c"], [7], [8]]
+    assert all(set(s.batch) == {"x"} for s in found)
 
 
 KEEPING = {

@@ -129,7 +129,7 @@ def main(folder):
     import torch._dynamo  # torch.func would, in every child anew
 
     torch.set_num_threads(1)
-    trak_ext.attributor.shard_rows = lambda proj_dim: ROWS
+    trak_ext.store.shard_rows = lambda proj_dim: ROWS
     for i, (where, fatal) in enumerate(MOMENTS.values()):
         child = os.fork()
         if child == 0:
@@ -167,7 +167,7 @@ def left_behind(graveyard, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _as_the_victims(monkeypatch):
-    monkeypatch.setattr(trak_ext.attributor, "shard_rows", lambda proj_dim: ROWS)
+    monkeypatch.setattr(trak_ext.store, "shard_rows", lambda proj_dim: ROWS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -299,8 +299,8 @@ OTHERS = {
     "weights": (changed_weights, "checkpoints"),
     "running figures": (changed_running_mean, "checkpoints"),
     "order of checkpoints": (lambda: {"checkpoints": setting()[1][::-1]}, "checkpoints"),
-    "fewer checkpoints": (lambda: {"checkpoints": setting()[1][:1]}, "checkpoints"),
-    "more checkpoints": (lambda: {"checkpoints": setting()[1] * 2}, "checkpoints"),
+    "another first checkpoint": (lambda: {"checkpoints": setting()[1][1:]}, "checkpoints"),
+    "blocks": (lambda: {"blocks": 2}, "blocks"),
     "seed": (lambda: {"seed": 1}, "seed"),
     "kind": (lambda: {"kind": "normal"}, "kind"),
     "proj_dim": (lambda: {"proj_dim": 7}, "proj_dim"),
@@ -419,7 +419,7 @@ def test_not_finite_in_a_later_shard_and_a_fit_without_it(tmp_path, fitted):
 
 
 def test_many_samples_that_are_not_finite_make_one_short_sentence(monkeypatch):
-    monkeypatch.setattr(trak_ext.attributor, "shard_rows", lambda proj_dim: 1000)
+    monkeypatch.setattr(trak_ext.store, "shard_rows", lambda proj_dim: 1000)
     x, y = torch.full((100, 4), float("nan")), torch.zeros(100, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"for 100 of them: 0, 1, 2, .*\.\.\.$") as error:
         attributor(None).fit([(x, y)])

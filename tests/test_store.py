@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trak_ext.store import (
+    Context,
     DirectoryStore,
     Kernel,
     MemoryStore,
@@ -29,6 +30,7 @@ def shard(rows=3, k=2, seed=0):
         torch.randn(rows, k, generator=generator),
         torch.rand(rows, generator=generator),
         torch.rand(rows, generator=generator),
+        torch.randn(rows, generator=generator),
         f"digest of {seed}",
     )
 
@@ -97,10 +99,55 @@ def test_what_is_written_comes_back(where, tmp_path):
     assert digests == ["c"]
 
 
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
+    store = open_store(None if where == "memory" else tmp_path)
+    store.open(SETTINGS, create=True)
+    with_ids = shard(seed=1)._replace(ids=["ä", "b", 3])
+    store.write(0, 0, shard(), 0)
+    store.write(0, 0, with_ids, 2)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    for part in (0, 2):
+        for weighted in (False, True):
+            made = Kernel(one * (10 * part + weighted), part, ["d"])
+            store.write_kernel(1, made, part, weighted)
+    context = Context({"a": torch.arange(3), "b": torch.ones(2, 2)}, "digest")
+    store.write_context(1, context)
+    if where == "folder":
+        store = opened(tmp_path)
+    assert_shard(store.read(0, 0), shard())
+    assert_shard(store.read(0, 0, part=2), with_ids)
+    assert store.read(0, 0, part=1) is None
+    for part in (0, 2):
+        for weighted in (False, True):
+            matrix, count, _ = store.read_kernel(1, part, weighted)
+            assert (float(matrix), count) == (10 * part + weighted, part)
+    assert store.read_kernel(1, 1) is None
+    assert store.read_context(0) is None
+    found = store.read_context(1)
+    assert found.data_digest == "digest"
+    assert set(found.tensors) == {"a", "b"}
+    assert all(torch.equal(found.tensors[key], context.tensors[key]) for key in context.tensors)
+
+
+def test_checkpoints_may_continue_or_be_some_of_the_manifests(filled):
+    fewer, more = ({**SETTINGS, "checkpoints": names} for names in (["x"], ["x", "y", "z"]))
+    before = contents(filled.path)
+    assert_shard(opened(filled.path, fewer).read(0, 0), shard())
+    assert_shard(opened(filled.path, more).read(1, 0), shard(seed=2))
+    opened(filled.path, fewer).write(0, 3, shard(2, seed=1))  # what is there already
+    assert (filled.path / "manifest.json").read_bytes() == before["manifest.json"]
+    assert contents(filled.path).keys() == before.keys()
+    opened(filled.path, more).write(2, 0, shard(seed=3))
+    manifest = json.loads((filled.path / "manifest.json").read_text())
+    assert manifest["checkpoints"] == ["x", "y", "z"]
+    assert_shard(opened(filled.path).read(0, 0), shard())
+
+
 def test_features_of_any_stride_and_no_rows(tmp_path):
     store = opened(tmp_path, create=True)
     wide = torch.randn(4, 3)
-    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], "d")
+    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], wide[2, :2], "d")
     store.write(0, 0, written)
     store.write(0, 9, shard(0))
     assert_shard(opened(tmp_path).read(0, 0), written)
@@ -145,7 +192,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         ("params", {"a": [2, 3], "b": [1]}),
         ("autocast", "torch.bfloat16"),
         ("checkpoints", ["y", "x"]),
-        ("checkpoints", ["x"]),
+        ("checkpoints", ["y"]),
+        ("checkpoints", ["x", "z", "y"]),
         ("new_setting", 1),
     ],
 )

@@ -10,13 +10,14 @@ except ImportError as _error:
         f"it (run Python outside the source folder, or install with `pip install -e .`): {_error}"
     ) from _error
 
-from . import evaluation, reference, scoring, tasks
+from . import baselines, evaluation, reference, scoring, tasks
 from .attributor import Attributor
 from .kernel import kernel_matrix
 from .projector import Projector, project, projection_matrix
 from .runtime import build_info, get_num_threads, set_num_threads
 from .scoring import score, top_k
 from .solved_targets import TopK
+from .sparsity import soft_threshold
 from .store import StoreError
 
 __version__ = _version("trak-ext")
@@ -25,6 +26,7 @@ __all__ = [
     "Projector",
     "StoreError",
     "TopK",
+    "baselines",
     "build_info",
     "evaluation",
     "get_num_threads",
@@ -35,6 +37,7 @@ __all__ = [
     "score",
     "scoring",
     "set_num_threads",
+    "soft_threshold",
     "tasks",
     "top_k",
 ]

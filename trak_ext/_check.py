@@ -52,6 +52,13 @@ def nonnegative(name: str, value: Any) -> float:
     return float(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return `value`, True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
+    return value
+
+
 def choice(name: str, value: Any, known: Collection[str]) -> str:
     """Return `value`, one of the known strings."""
     if not isinstance(value, str) or value not in known:

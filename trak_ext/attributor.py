@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import _C, _check, loaders, ops
+from . import _C, _check, loaders
 from .checkpoints import Checkpoint, Checkpoints
-from .gradients import GradientComputer, ParameterChoice, SampleGradients
-from .kernel import KernelAccumulator, factor_kernel, leverages, solve_targets
-from .projector import MAX_PROJ_DIM, MAX_SEED, project
-from .shard_builder import ShardBuilder, changed_data, other_count, other_data
-from .solved_targets import SolvedTargets, TopK, merge_top_k
-from .store import Kernel, Shard, StoreError, open_store, shard_rows
+from .devices import choose_device
+from .digest import settings_digest
+from .estimator import Estimator
+from .features import FeatureMaker
+from .fitted import FittedFeatures
+from .fitted_scores import FittedScores
+from .fitting import PartFitter, on_device, require_context
+from .gradients import GradientComputer, ParameterChoice
+from .kernel import solve_targets
+from .shard_builder import ShardBuilder, changed_data
+from .solved_targets import TopK
+from .store import SampleId, Shard, open_store
 from .tasks import Task, get_task
 
 
@@ -28,13 +34,16 @@ class Attributor:
 
     Args:
         model: Module whose parameters and buffers checkpoints replace; used in eval mode.
-        task: "image_classification", "text_classification", "regression", or a
+        task: A name of `trak_ext.tasks.TASKS`, such as "image_classification" or "causal_lm", or a
             `trak_ext.tasks.Task`.
         checkpoints: M state dicts or paths (safetensors, or what torch.save wrote of a state dict);
             None for the model as it is. Checkpoint m has model_id m.
-        proj_dim: Features k a sample and checkpoint, at least 1.
+        proj_dim: Features k a sample, checkpoint and projection block, at least 1.
         kind, seed, precision: As in `trak_ext.project`.
-        damping: lambda / (tr(K)/k); see `trak_ext.score`.
+        damping, ridge, curvature, leverage: Of the estimator, as in `trak_ext.score`; curvature as
+            a flag, R being the task's. A store serves any of them.
+        blocks: Independent projections of proj_dim features a checkpoint, whose scores are
+            averaged; block b takes columns b proj_dim to (b + 1) proj_dim - 1 of the matrix.
         params: Which parameters are differentiated: None for those with requires_grad, a glob
             pattern or several, or a predicate (name, parameter).
         store: Folder for the features, to resume and to attribute later without the training data;
@@ -45,7 +54,11 @@ class Attributor:
         progress: Whether to show progress bars.
 
     Loaders yield (inputs, labels) or mappings, in the same order every time: a sample's position is
-    its identity. Autocast is honoured: call `fit` and `attribute` under it.
+    its identity. A mapping may carry ids under "sample_id", integers or strings, which results then
+    carry too. Autocast is honoured: call `fit` and `attribute` under it.
+
+    A store made with fewer checkpoints is continued by `fit`, and one made with more is read as far
+    as needed; the ones in common must be the same, in the same order.
     """
 
     def __init__(
@@ -58,6 +71,10 @@ class Attributor:
         kind: str = "rademacher",
         seed: int = 0,
         damping: float = 1.0,
+        ridge: float = 0.0,
+        curvature: bool = False,
+        leverage: bool = False,
+        blocks: int = 1,
         params: ParameterChoice = None,
         store: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
@@ -68,105 +85,79 @@ class Attributor:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {_check.describe(model)}")
         self.task = get_task(task)
-        self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
-        self.kind = _check.choice("kind", kind, ops.KINDS)
-        self.seed = _check.integer("seed", seed, 0, MAX_SEED)
-        self.damping = _check.nonnegative("damping", damping)
-        self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+        self.estimator = Estimator(damping, ridge, curvature, leverage)
         if chunk_size is not None:
             chunk_size = _check.integer("chunk_size", chunk_size, 1, 2**31)
-        self._gradients = GradientComputer(model, self.task, params, chunk_size)
+        gradients = GradientComputer(model, self.task, params, chunk_size)
+        self._features = FeatureMaker(gradients, proj_dim, blocks, kind, seed, precision)
         self._checkpoints = Checkpoints(model, checkpoints)
         self._model = model
+        self._params = params
+        self._chunk_size = chunk_size
         self._store = open_store(store)
         self._progress = progress
-        self.device = _device_of(model) if device is None else _check_device(device)
+        self.device = choose_device(model, device)
 
     # --- fit --------------------------------------------------------------------------------------
 
-    def fit(self, train_loader: Iterable[Any]) -> None:
+    def fit(self, train_loader: Iterable[Any], *, part: int = 0) -> None:
         """Compute and store the features of all training samples for every checkpoint.
 
         What the store already holds is compared with the loader's data and kept; only the rest is
         computed.
+
+        Args:
+            train_loader: The training samples, or those of a later part.
+            part: 0 for the training set; 1, 2, ... for samples that are added to it later, whose
+                positions follow those of the parts before.
 
         Raises:
             ValueError: a shuffling loader; samples whose gradient or output is not finite (named).
             StoreError: a store of another configuration, other weights or other data, or a damaged
                 file in it (named).
         """
-        loaders.check_loader("train_loader", train_loader, len(self._checkpoints))
-        self._store.open(self._settings(), create=True)
-        digests: list[str] | None = None
+        loaders.check_loader("train_loader", train_loader, self._passes())
+        part = _check.integer("part", part, 0, 9999)
+        self._store.open(self._feature_settings(), create=True, part=part)
+        offset = 0
+        if part:
+            offset = self._fitted(part).num_samples
+        fitter = PartFitter(
+            self._store, self._features, self.estimator.curvature, self.device, part, offset
+        )
         with self._bar("fit", train_loader) as bar:
             for m in range(len(self._checkpoints)):
-                digests = self._fit_checkpoint(m, train_loader, digests, bar)
-
-    def _fit_checkpoint(
-        self, m: int, loader: Iterable[Any], expected: list[str] | None, bar: tqdm
-    ) -> list[str]:
-        """Fit one checkpoint; return the digests of the shards' data, compared with `expected`."""
-        weights = self._checkpoints.load(m, self.device)
-        finished = self._store.read_kernel(m)
-        kernel = KernelAccumulator(self.proj_dim)
-        rows = shard_rows(self.proj_dim)
-        digests: list[str] = []
-        builder = ShardBuilder(0, self.proj_dim)
-        count = 0
-
-        def close_shard() -> None:
-            index = len(digests)
-            if expected is not None and builder.data_digest != expected[index]:
-                raise changed_data("train_loader", builder.start, count)
-            shard = builder.compare_with_stored(count)
-            if finished is not None and builder.data_digest != finished.data_digests[index]:
-                raise other_data(builder.start, count)
-            if shard is None:
-                shard = builder.finish("train_loader")
-                self._store.write(m, builder.start, shard)
-            digests.append(shard.data_digest)
-            if finished is None:
-                kernel.add(shard.features)
-
-        for start, stop, batch in loaders.segments(loader, self.device, rows):
-            if expected is not None and start // rows >= len(expected):
-                raise changed_data("train_loader", start, stop)
-            if finished is not None and stop > finished.num_samples:
-                raise other_count(f"{stop} or more", finished.num_samples)
-            if start % rows == 0:
-                builder = ShardBuilder(start, self.proj_dim, self._store.read(m, start))
-            builder.note_data(batch)
-            if builder.stored is None:
-                for part in self._gradients(weights, batch):
-                    builder.append(part, self._project(part, m))
-            count = stop
-            bar.update(stop - start)
-            if stop % rows == 0:
-                close_shard()
-        if count % rows:
-            close_shard()
-        if finished is not None and finished.num_samples != count:
-            raise other_count(str(count), finished.num_samples)
-        if self._store.read(m, -(-count // rows) * rows) is not None:
-            raise other_count(str(count), "more")
-        if expected is not None and len(digests) != len(expected):
-            raise changed_data("train_loader", count, count)
-        if finished is None:
-            self._store.write_kernel(m, Kernel(kernel.matrix, count, digests))
-        return digests
+                weights = self._checkpoints.load(m, self.device)
+                fitter.fit(m, weights, train_loader, bar)
 
     # --- attribute --------------------------------------------------------------------------------
 
     @overload
-    def attribute(self, test_loader: Iterable[Any], top_k: None = None) -> Tensor: ...
+    def attribute(
+        self,
+        test_loader: Iterable[Any],
+        top_k: None = None,
+        *,
+        target_task: str | Task | None = ...,
+    ) -> Tensor: ...
 
     @overload
     def attribute(
-        self, test_loader: Iterable[Any], top_k: int, *, largest: bool = True
+        self,
+        test_loader: Iterable[Any],
+        top_k: int,
+        *,
+        largest: bool = True,
+        target_task: str | Task | None = ...,
     ) -> TopK: ...
 
     def attribute(
-        self, test_loader: Iterable[Any], top_k: int | None = None, *, largest: bool = True
+        self,
+        test_loader: Iterable[Any],
+        top_k: int | None = None,
+        *,
+        largest: bool = True,
+        target_task: str | Task | None = None,
     ) -> Tensor | TopK:
         """Return scores [n_train, n_targets] fp32, or the top_k proponents of each target.
 
@@ -175,55 +166,55 @@ class Attributor:
             top_k: If given, 0 to n_train; returns TopK(values, indices), [n_targets, top_k] each,
                 and n_train x n_targets is never held.
             largest: Whether top_k means proponents or, if False, opponents (lowest score first).
+            target_task: What is attributed, if it is not the output that was fitted: any scalar of
+                a sample, such as one token's output ("causal_lm_token").
 
         Raises:
             ValueError: before `fit`; non-finite targets (named); a kernel matrix that is not
                 positive definite (names damping).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
-        num_train = self._open_fitted()
+        fitted = self._open_fitted()
         if top_k is not None:
-            top_k = _check.integer("top_k", top_k, 0, num_train)
-        solved = self._solve_targets(test_loader, num_train)
-        num_targets = solved.shape[1]
-        targets = SolvedTargets(solved, torch.float32)
+            top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)
+        solved, target_ids = self._solve_targets(test_loader, fitted, target_task)
+        scores = FittedScores(fitted, self.estimator)
         if top_k is None:
-            scores = torch.empty((num_train, num_targets), dtype=torch.float32)
-            for start, features, weight in self._shards(num_train):
-                scores[start : start + len(weight)] = targets.score(features, weight)
-            return scores
-        best = TopK(
-            torch.empty((num_targets, 0), dtype=torch.float32),
-            torch.empty((num_targets, 0), dtype=torch.int64),
-        )
-        for start, features, weight in self._shards(num_train):
-            found = targets.top_k(features, weight, min(top_k, len(weight)), largest)
-            best = merge_top_k(best, TopK(found.values, found.indices + start), top_k, largest)
+            return scores.score(solved)
+        best = scores.top_k(solved, top_k, largest)
+        best.target_ids = target_ids
         return best
 
     def self_influence(self) -> Tensor:
         """Return each training sample's score for itself: fp32 [n_train].
 
-        (1/M sum_m phi_mi^T K_m^-1 phi_mi) (1/M sum_m Q_mi): the diagonal of `attribute` on the
+        (1/M sum_m c_mi phi_mi^T K_m^-1 phi_mi) (1/M sum_m Q_mi): the diagonal of `attribute` on the
         training set.
         """
-        num_train = self._open_fitted()
-        total = torch.zeros(num_train, dtype=torch.float64)
-        if num_train == 0:
-            return total.float()
-        for m in range(len(self._checkpoints)):
-            factor = self._factor(m)
-            for start, features, _ in self._shards(num_train, [m]):
-                part = leverages(factor, features[0], None)
-                total[start : start + len(part)] += part / len(self._checkpoints)
-        weight = torch.cat([weight for _, _, weight in self._shards(num_train)])
-        return (total * weight).float()
+        return FittedScores(self._open_fitted(), self.estimator).self_influence()
+
+    # --- what made it -----------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the scores depend on but the data, as JSON."""
+        return {**self._feature_settings(), **self.estimator.settings()}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of `settings` and of the training data, after `fit`."""
+        fitted = self._open_fitted()
+        return settings_digest({**self.settings, "data": fitted.data_digests})
+
+    def sample_ids(self) -> list[SampleId] | None:
+        """Return the ids of all training samples in order; None where the loaders give none."""
+        return self._open_fitted().sample_ids()
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _settings(self) -> dict[str, Any]:
+    def _feature_settings(self) -> dict[str, Any]:
         """Return what a store's features depend on, as JSON."""
-        model = self._model
+        model, features = self._model, self._features
         device_type = self.device.type
         autocast = (
             str(torch.get_autocast_dtype(device_type))
@@ -232,72 +223,83 @@ class Attributor:
         )
         return {
             "law_version": _C.law_version(),
-            "kind": self.kind,
-            "seed": self.seed,
-            "proj_dim": self.proj_dim,
-            "precision": self.precision,
+            "kind": features.kind,
+            "seed": features.seed,
+            "proj_dim": features.proj_dim,
+            "blocks": features.blocks,
+            "precision": features.precision,
             "task": self.task.name,
             "model": f"{type(model).__module__}.{type(model).__qualname__}",
             "architecture": _architecture_digest(model),
-            "params": [[name, list(shape)] for name, shape in self._gradients.shapes.items()],
+            "params": [[name, list(shape)] for name, shape in features.gradients.shapes.items()],
             "checkpoints": self._checkpoints.digests,
             "autocast": autocast,
         }
 
-    def _open_fitted(self) -> int:
-        """Return the number of training samples of a store that is fitted for every checkpoint."""
-        self._store.open(self._settings(), create=False)
-        counts = []
-        for m in range(len(self._checkpoints)):
-            kernel = self._store.read_kernel(m)
-            if kernel is None:
-                raise StoreError(
-                    f"store: expected features of all {len(self._checkpoints)} checkpoints, got "
-                    f"none or a part for checkpoint {m} (call fit first)"
-                )
-            counts.append(kernel.num_samples)
-        if len(set(counts)) != 1:
-            raise StoreError(f"store: expected one number of samples, got {counts} by checkpoint")
-        return counts[0]
+    def _passes(self) -> int:
+        """Return how often `fit` goes over its loader."""
+        return len(self._checkpoints) * (1 if self.task.prepare is None else 2)
 
-    def _solve_targets(self, test_loader: Iterable[Any], num_train: int) -> Tensor:
-        """Return K_m^-1 phi_m(z) / M of every checkpoint and target: fp64 [M, t, k]."""
+    def _fitted(self, parts: int | None = None) -> FittedFeatures:
+        features = self._features
+        return FittedFeatures(
+            self._store, len(self._checkpoints), features.proj_dim, features.blocks, parts
+        )
+
+    def _open_fitted(self) -> FittedFeatures:
+        """Return a store's features, which are fitted for every checkpoint."""
+        self._store.open(self._feature_settings(), create=False)
+        return self._fitted()
+
+    def _solve_targets(
+        self, test_loader: Iterable[Any], fitted: FittedFeatures, target_task: str | Task | None
+    ) -> tuple[Tensor, list[SampleId] | None]:
+        """Return K^-1 phi(z) / (M b) by checkpoint, block and target, fp64 [M b, t, k], and ids."""
+        features = self._target_features(target_task)
         solved: list[Tensor] = []
         digest: str | None = None
         with self._bar("targets", test_loader) as bar:
             for m in range(len(self._checkpoints)):
-                targets = self._target_features(m, test_loader, bar)
+                targets = self._features_of_targets(m, test_loader, features, bar)
                 if digest is not None and targets.data_digest != digest:
                     raise changed_data("test_loader", 0, targets.features.shape[0])
-                features, digest = targets.features, targets.data_digest
-                if num_train:  # without samples there is no kernel matrix, nor a score to make
-                    features = solve_targets(self._factor(m), features)
-                solved.append(features.double() / len(self._checkpoints))
-        return torch.stack(solved)
+                digest = targets.data_digest
+                parts: Sequence[Tensor] = targets.features.split(features.proj_dim, 1)
+                if fitted.num_samples:  # else there is no kernel matrix, nor a score to make
+                    kernels = fitted.kernels(m, self.estimator.curvature)
+                    factors = self.estimator.factors(kernels)
+                    parts = [solve_targets(f, p) for f, p in zip(factors, parts, strict=True)]
+                solved.extend(part.double() for part in parts)
+        return torch.stack(solved) / len(solved), targets.ids
 
-    def _factor(self, m: int) -> Tensor:
-        kernel = self._store.read_kernel(m)
-        assert kernel is not None, "_open_fitted() comes first"
-        return factor_kernel(kernel.matrix, self.damping, 0.0)
+    def _target_features(self, target_task: str | Task | None) -> FeatureMaker:
+        """Return what makes the features of targets."""
+        if target_task is None:
+            return self._features
+        task = get_task(target_task)
+        if task.prepare is not None and task != self.task:
+            raise ValueError(
+                f"target_task: expected the fitted task or one that prepares nothing from the "
+                f"training data, got {task.name!r}"
+            )
+        computer = GradientComputer(self._model, task, self._params, self._chunk_size)
+        return self._features.of_task(computer)
 
-    def _shards(
-        self, num_train: int, checkpoints: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-        """Yield (start, features of each checkpoint [rows, k], mean Q [rows]) in order."""
-        rows = shard_rows(self.proj_dim)
-        for start in range(0, num_train, rows):
-            stop = min(start + rows, num_train)
-            features, weight = [], torch.zeros(stop - start, dtype=torch.float64)
-            chosen = range(len(self._checkpoints)) if checkpoints is None else checkpoints
-            for m in chosen:
-                shard = self._store.read(m, start, stop)
-                if shard is None:
-                    raise StoreError(
-                        f"store: expected samples {start} to {stop - 1} of checkpoint {m}, got none"
-                    )
-                features.append(shard.features)
-                weight += shard.weight.double() / len(chosen)
-            yield start, features, weight
+    def _features_of_targets(
+        self, m: int, loader: Iterable[Any], features: FeatureMaker, bar: tqdm
+    ) -> Shard:
+        """Return the targets' features for a checkpoint, as one shard of all of them."""
+        weights = self._checkpoints.load(m, self.device)
+        context = None
+        if features.gradients.task.prepare is not None:
+            context = on_device(require_context(self._store.read_context(m), m), self.device)
+        targets = ShardBuilder(0, features.width)
+        for segment in loaders.segments(loader, self.device, 2**62):
+            targets.note_data(segment)
+            for gradients, made in features(weights, segment, m, context):
+                targets.append(gradients, made)
+            bar.update(segment.stop - segment.start)
+        return targets.finish("test_loader")
 
     def _bar(self, label: str, loader: Iterable[Any]) -> tqdm:
         """Return a progress bar over all samples of all checkpoints."""
@@ -305,46 +307,8 @@ class Attributor:
         total = None if samples is None else samples * len(self._checkpoints)
         return tqdm(total=total, desc=label, unit=" samples", disable=not self._progress)
 
-    def _project(self, part: SampleGradients, m: int) -> Tensor:
-        return project(
-            {name: grad.detach() for name, grad in part.grads.items()},
-            self.proj_dim,
-            kind=self.kind,
-            seed=self.seed,
-            model_id=m,
-            precision=self.precision,
-        )
-
-    def _target_features(self, m: int, loader: Iterable[Any], bar: tqdm) -> Shard:
-        """Return the targets' features for a checkpoint, as one shard of all of them."""
-        weights = self._checkpoints.load(m, self.device)
-        targets = ShardBuilder(0, self.proj_dim)
-        for start, stop, batch in loaders.segments(loader, self.device, 2**62):
-            targets.note_data(batch)
-            for part in self._gradients(weights, batch):
-                targets.append(part, self._project(part, m))
-            bar.update(stop - start)
-        return targets.finish("test_loader")
-
 
 def _architecture_digest(model: nn.Module) -> str:
     """Return a digest of how a model prints, less the addresses that functions print with."""
     text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _check_device(device: Any) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        raise ValueError(
-            f"device: expected a torch device of this machine, got {device!r} ({reason})"
-        ) from error
-    return found
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

@@ -25,10 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--out", type=Path, required=True, help="folder for the results")
     demo.add_argument("--seed", type=_seed, default=1, help="of everything random (default: 1)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    report = commands.add_parser(
+        "report", help="make one HTML file of what trak_ext.report.save_bundle wrote"
+    )
+    report.add_argument("bundle", type=Path, help="the folder that was written")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="file (default: report.html)"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "info":
             print_info(options.json)
+        elif options.command == "report":
+            from .report import load_bundle, write_report
+
+            write_report(options.out, load_bundle(options.bundle))
+            print(f"wrote {options.out}")
         else:
             from .demo.run import run
 
@@ -62,3 +74,7 @@ def print_info(as_json: bool) -> None:
         for device in devices
     ]
     print(f"{'cuda devices':<20}{', '.join(names) or 'none'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

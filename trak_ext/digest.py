@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,12 @@ class SampleDigest:
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
 
-    def update(self, tensors: list[Tensor]) -> None:
-        """Add the samples of a batch: tensors with samples in front."""
+    def update(self, tensors: list[Tensor], ids: Sequence[int | str] | None = None) -> None:
+        """Add the samples of a batch: tensors with samples in front, and ids if there are any."""
         rows = [self._rows(tensor) for tensor in tensors]
         for i in range(tensors[0].shape[0]):
+            if ids is not None:
+                self._digest.update(f"id {json.dumps(ids[i])}|".encode())
             for prefix, data in rows:
                 self._digest.update(prefix)
                 self._digest.update(data[i])

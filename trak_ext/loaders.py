@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import (
@@ -15,6 +15,9 @@ from torch.utils.data import (
 )
 
 from .gradients import batch_size, map_tensors
+from .store import SampleId
+
+ID_KEY = "sample_id"
 
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -51,21 +54,53 @@ def num_samples(loader: Iterable[Any]) -> int | None:
     return None
 
 
-def segments(
-    loader: Iterable[Any], device: torch.device, boundary: int
-) -> Iterator[tuple[int, int, Any]]:
-    """Yield (start, stop, batch) in order, cut where a sample's number is a multiple of `boundary`.
+class Segment(NamedTuple):
+    """Consecutive samples start .. stop - 1, with their ids where the loader gives them."""
 
-    Batches are cut, never joined: samples of two batches may differ in length.
+    start: int
+    stop: int
+    batch: Any
+    ids: list[SampleId] | None
+
+
+def segments(loader: Iterable[Any], device: torch.device, boundary: int) -> Iterator[Segment]:
+    """Yield samples in order, cut where a sample's number is a multiple of `boundary`.
+
+    Batches are cut, never joined: samples of two batches may differ in length. A mapping's
+    "sample_id" (a tensor [B] of integers, or a list of strings or integers) is taken out of it.
     """
     position = 0
-    for batch in loader:
+    with_ids: bool | None = None
+    for whole in loader:
+        batch, ids = split_ids(whole)
         size = batch_size(batch)
+        if size == 0:
+            continue
+        if ids is not None and len(ids) != size:
+            raise ValueError(f"{ID_KEY}: expected {size} as the batch's samples, got {len(ids)}")
+        if with_ids is not None and with_ids != (ids is not None):
+            raise ValueError(f"{ID_KEY}: expected in every batch or in none, got it in some")
+        with_ids = ids is not None
         taken = 0
         while taken < size:
-            room = boundary - position % boundary
-            count = min(room, size - taken)
+            count = min(boundary - position % boundary, size - taken)
             part = map_tensors(lambda t, a=taken, b=taken + count: t[a:b].to(device), batch)  # type: ignore[misc]
-            yield position, position + count, part
+            own = None if ids is None else ids[taken : taken + count]
+            yield Segment(position, position + count, part, own)
             position += count
             taken += count
+
+
+def split_ids(batch: Any) -> tuple[Any, list[SampleId] | None]:
+    """Return a batch without its ids, and the ids, if it is a mapping that has them."""
+    if not isinstance(batch, Mapping) or ID_KEY not in batch:
+        return batch, None
+    given = batch[ID_KEY]
+    if isinstance(given, torch.Tensor) and given.dim() == 1 and not given.is_floating_point():
+        given = given.tolist()
+    if not isinstance(given, (list, tuple)) or not all(type(i) in (int, str) for i in given):
+        raise TypeError(
+            f"{ID_KEY}: expected integers [B] or a list of strings or integers, got a "
+            f"{type(given).__name__}"
+        )
+    return {key: value for key, value in batch.items() if key != ID_KEY}, list(given)

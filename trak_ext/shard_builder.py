@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .digest import SampleDigest
 from .gradients import SampleGradients, batch_tensors
-from .store import Shard, StoreError
+from .loaders import Segment
+from .store import SampleId, Shard, StoreError
 
 
 class ShardBuilder:
-    """Collects features, Q and R of samples from number `start` on, or checks a stored shard.
+    """Collects features, Q, R and f of samples from number `start` on, or checks a stored shard.
 
     Args:
         start: Number of the first sample.
-        proj_dim: Features a sample, k.
+        width: Features a sample.
         stored: What the store already holds in this place, if anything.
     """
 
-    def __init__(self, start: int, proj_dim: int, stored: Shard | None = None) -> None:
+    def __init__(self, start: int, width: int, stored: Shard | None = None) -> None:
         self.start = start
         self.stored = stored
         self._digest = SampleDigest()
-        self._features = [torch.zeros((0, proj_dim), dtype=torch.float32)]
+        self._ids: list[SampleId] | None = None
+        self._features = [torch.zeros((0, width), dtype=torch.float32)]
         self._weight = [torch.zeros(0, dtype=torch.float32)]
         self._curvature = [torch.zeros(0, dtype=torch.float32)]
+        self._output = [torch.zeros(0, dtype=torch.float32)]
         self._bad: list[int] = []
         self._count = 0
 
@@ -36,9 +37,11 @@ class ShardBuilder:
         """The digest of the samples so far."""
         return self._digest.hexdigest()
 
-    def note_data(self, batch: Any) -> None:
-        """Take a batch of samples into the digest."""
-        self._digest.update(batch_tensors(batch))
+    def note_data(self, segment: Segment) -> None:
+        """Take the data of samples, and their ids, into the digest."""
+        self._digest.update(batch_tensors(segment.batch), segment.ids)
+        if segment.ids is not None:
+            self._ids = [*(self._ids or []), *segment.ids]
 
     def append(self, part: SampleGradients, features: Tensor) -> None:
         """Add a chunk's features, noting samples with anything that is not finite."""
@@ -50,6 +53,7 @@ class ShardBuilder:
         self._features.append(features.cpu())
         self._weight.append(part.weight.float().cpu())
         self._curvature.append(part.curvature.float().cpu())
+        self._output.append(part.output.float().cpu())
         self._count += features.shape[0]
 
     def compare_with_stored(self, stop: int) -> Shard | None:
@@ -75,7 +79,9 @@ class ShardBuilder:
             torch.cat(self._features),
             torch.cat(self._weight),
             torch.cat(self._curvature),
+            torch.cat(self._output),
             self.data_digest,
+            self._ids,
         )
 
 

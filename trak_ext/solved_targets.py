@@ -14,11 +14,20 @@ from .runtime import get_num_threads
 _NAN_SCORES = "train_features: expected scores that can be ordered, got NaN"
 
 
-class TopK(NamedTuple):
-    """The best training samples of each target: values and indices, both [t, k], best first."""
-
+class _Pair(NamedTuple):
     values: Tensor
     indices: Tensor
+
+
+class TopK(_Pair):
+    """The best training samples of each target: values and indices, both [t, k], best first.
+
+    `Attributor` adds what the loaders say: `ids`, t lists of k sample ids, and `target_ids`, t ids;
+    None where a loader gives none. A pair all the same: `values, indices = top_k`.
+    """
+
+    ids: list[list[int | str]] | None = None
+    target_ids: list[int | str] | None = None
 
 
 class SolvedTargets:

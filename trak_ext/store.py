@@ -1,9 +1,9 @@
-"""Features kept by checkpoint and range of samples, in memory or as safetensors on disk.
+"""Features kept by checkpoint, part and range of samples, in memory or as safetensors on disk.
 
 On disk: `manifest.json` (the settings that made the store), and for each checkpoint a folder of
-shards and, once all samples are in, `kernel.safetensors`. Every file is written under a temporary
-name, synced and renamed, so what bears its own name is whole; a checksum finds what was damaged
-later.
+shards and, once all samples are in, a kernel matrix. Training samples that were added later are
+parts 1, 2, ... with folders of their own inside it. Every file is written under a temporary name,
+synced and renamed, so what bears its own name is whole; a checksum finds what was damaged later.
 """
 
 from __future__ import annotations
@@ -12,74 +12,33 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from .digest import settings_digest, tensor_bytes
+from .memory_store import MemoryStore
+from .store_records import Context, Kernel, SampleId, Shard, StoreError, compare_settings
 
-FORMAT_VERSION = 1
+__all__ = [
+    "Context",
+    "DirectoryStore",
+    "Kernel",
+    "MemoryStore",
+    "SampleId",
+    "Shard",
+    "StoreError",
+    "open_store",
+    "shard_rows",
+]
+
+FORMAT_VERSION = 2
 _SHARD_VALUES = 2**23  # features a shard: 32 MiB
 
 
-class Shard(NamedTuple):
-    """A checkpoint's features of consecutive samples, with Q, R and the digest of their data."""
-
-    features: Tensor  # fp32 [rows, k]
-    weight: Tensor  # fp32 [rows]
-    curvature: Tensor  # fp32 [rows]
-    data_digest: str
-
-
-class Kernel(NamedTuple):
-    """A finished checkpoint's kernel matrix, and what it was made of."""
-
-    matrix: Tensor  # fp64 [k, k]
-    num_samples: int
-    data_digests: list[str]  # of each shard, in order
-
-
-class StoreError(ValueError):
-    """A store that is damaged, incomplete, or made with other settings, weights or data."""
-
-
-def shard_rows(proj_dim: int) -> int:
-    """Return the samples a shard holds: a function of proj_dim alone, so that runs agree."""
-    return max(1, min(8192, _SHARD_VALUES // proj_dim))
-
-
-class MemoryStore:
-    """The same interface as DirectoryStore, for features that live as long as the process."""
-
-    def __init__(self) -> None:
-        self._shards: dict[tuple[int, int], Shard] = {}
-        self._kernels: dict[int, Kernel] = {}
-        self._settings: dict[str, Any] | None = None
-
-    def open(self, settings: dict[str, Any], *, create: bool) -> None:
-        """Begin anew where `create`, having nothing to resume; else compare the settings."""
-        if create:
-            self._shards.clear()
-            self._kernels.clear()
-            self._settings = settings
-        elif self._settings is not None:
-            _compare(settings, self._settings, "memory")
-
-    def read(self, checkpoint: int, start: int, stop: int | None = None) -> Shard | None:
-        """Return the shard that begins with sample `start`, or None."""
-        return self._shards.get((checkpoint, start))
-
-    def write(self, checkpoint: int, start: int, shard: Shard) -> None:
-        """Keep a shard."""
-        self._shards[checkpoint, start] = shard
-
-    def read_kernel(self, checkpoint: int) -> Kernel | None:
-        """Return the kernel of a checkpoint, or None where it is not finished."""
-        return self._kernels.get(checkpoint)
-
-    def write_kernel(self, checkpoint: int, kernel: Kernel) -> None:
-        """Mark a checkpoint as finished."""
-        self._kernels[checkpoint] = kernel
+def shard_rows(width: int) -> int:
+    """Return the samples a shard holds: a function of the features a sample, so that runs agree."""
+    return max(1, min(8192, _SHARD_VALUES // width))
 
 
 class DirectoryStore:
@@ -91,8 +50,10 @@ class DirectoryStore:
             raise StoreError(f"store: expected a folder, got the file {str(self.path)!r}")
         self._settings: dict[str, Any] | None = None
 
-    def open(self, settings: dict[str, Any], *, create: bool) -> None:
+    def open(self, settings: dict[str, Any], *, create: bool, part: int = 0) -> None:
         """Compare the manifest with `settings`; where there is none yet, take them on.
+
+        The checkpoints may be some of the manifest's, from the first on, or continue them.
 
         Raises StoreError where another configuration made the store, or where there is no store
         and `create` is False.
@@ -101,7 +62,7 @@ class DirectoryStore:
         self._settings = settings
         manifest = self.path / "manifest.json"
         if not manifest.exists():
-            if self.path.is_dir() and any(self.path.glob("checkpoint-*/*.safetensors")):
+            if self.path.is_dir() and any(self.path.glob("checkpoint-*/**/*.safetensors")):
                 raise StoreError(f"store: expected {str(manifest)!r} beside its features, got none")
             if not create:
                 raise StoreError(f"store: expected a fitted store, got none at {str(self.path)!r}")
@@ -115,85 +76,119 @@ class DirectoryStore:
             raise StoreError(
                 f"store: expected a store's manifest in {str(manifest)!r}, got another file"
             )
-        _compare(settings, found, repr(str(manifest)))
+        compare_settings(settings, found, repr(str(manifest)))
         if create:
             self._clear_leftovers()
 
     def _clear_leftovers(self) -> None:
         """Delete what killed writes of this store left behind, and nothing of anyone else's."""
-        for pattern in ("manifest.json.*.tmp", "checkpoint-*/*.safetensors.*.tmp"):
+        for pattern in (
+            "manifest.json.*.tmp",
+            "checkpoint-*/*.safetensors.*.tmp",
+            "checkpoint-*/part-*/*.safetensors.*.tmp",
+        ):
             for leftover in self.path.glob(pattern):
                 leftover.unlink()
 
-    def read(self, checkpoint: int, start: int, stop: int | None = None) -> Shard | None:
-        """Return the shard that begins with sample `start`, or None where it is not there.
+    def read(
+        self, checkpoint: int, start: int, stop: int | None = None, part: int = 0
+    ) -> Shard | None:
+        """Return the shard that begins with sample `start` of a part, or None where there is none.
 
         Args:
             stop: Where the samples end, if known: a shard of another length is refused.
         """
-        path = self._folder(checkpoint) / _shard_name(start)
+        path = self._folder(checkpoint, part) / _shard_name(start)
         if not path.exists():
             return None
-        tensors, metadata = self._load(path, ("features", "weight", "curvature"))
+        tensors, metadata = self._load(checkpoint, path, Shard._fields[:4])
         rows = tensors["features"].shape[0]
         if stop is not None and rows != stop - start:
             raise StoreError(f"store: expected {stop - start} samples in {str(path)!r}, got {rows}")
-        return Shard(
-            tensors["features"],
-            tensors["weight"],
-            tensors["curvature"],
-            metadata["data_digest"],
-        )
+        ids = json.loads(metadata["ids"]) if "ids" in metadata else None
+        return Shard(**tensors, data_digest=metadata["data_digest"], ids=ids)
 
-    def write(self, checkpoint: int, start: int, shard: Shard) -> None:
+    def write(self, checkpoint: int, start: int, shard: Shard, part: int = 0) -> None:
         """Write a shard under its own name, whole or not at all."""
-        tensors = {
-            "features": shard.features,
-            "weight": shard.weight,
-            "curvature": shard.curvature,
-        }
-        path = self._folder(checkpoint) / _shard_name(start)
-        self._save(path, tensors, {"data_digest": shard.data_digest})
+        tensors = {name: getattr(shard, name) for name in Shard._fields[:4]}
+        metadata = {"data_digest": shard.data_digest}
+        if shard.ids is not None:
+            metadata["ids"] = json.dumps(shard.ids)
+        path = self._folder(checkpoint, part) / _shard_name(start)
+        self._save(checkpoint, path, tensors, metadata)
 
-    def read_kernel(self, checkpoint: int) -> Kernel | None:
-        """Return the kernel of a checkpoint, or None where it is not finished."""
-        path = self._folder(checkpoint) / "kernel.safetensors"
+    def read_kernel(self, checkpoint: int, part: int = 0, weighted: bool = False) -> Kernel | None:
+        """Return the kernel of a checkpoint's part, or None where it is not there.
+
+        Args:
+            weighted: Whether the one with rows weighted by curvature.
+        """
+        path = self._folder(checkpoint, part) / _kernel_name(weighted)
         if not path.exists():
             return None
-        tensors, metadata = self._load(path, ("kernel",))
+        tensors, metadata = self._load(checkpoint, path, ("kernel",))
         return Kernel(
             tensors["kernel"],
             int(metadata["num_samples"]),
             json.loads(metadata["data_digests"]),
         )
 
-    def write_kernel(self, checkpoint: int, kernel: Kernel) -> None:
-        """Write the kernel matrix: the mark of a finished checkpoint."""
+    def write_kernel(
+        self, checkpoint: int, kernel: Kernel, part: int = 0, weighted: bool = False
+    ) -> None:
+        """Write a kernel matrix: the mark of a checkpoint's finished part."""
         metadata = {
             "num_samples": str(kernel.num_samples),
             "data_digests": json.dumps(kernel.data_digests),
         }
-        path = self._folder(checkpoint) / "kernel.safetensors"
-        self._save(path, {"kernel": kernel.matrix}, metadata)
+        path = self._folder(checkpoint, part) / _kernel_name(weighted)
+        self._save(checkpoint, path, {"kernel": kernel.matrix}, metadata)
 
-    def _folder(self, checkpoint: int) -> Path:
-        return self.path / f"checkpoint-{checkpoint:04d}"
+    def read_context(self, checkpoint: int) -> Context | None:
+        """Return what the task prepared for a checkpoint, or None where it is not there."""
+        path = self._folder(checkpoint) / "context.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = self._load(checkpoint, path, None)
+        return Context(tensors, metadata["data_digest"])
 
-    def _fingerprint(self) -> str:
+    def write_context(self, checkpoint: int, context: Context) -> None:
+        """Write what the task prepared for a checkpoint."""
+        path = self._folder(checkpoint) / "context.safetensors"
+        self._save(checkpoint, path, context.tensors, {"data_digest": context.data_digest})
+
+    def _folder(self, checkpoint: int, part: int = 0) -> Path:
+        folder = self.path / f"checkpoint-{checkpoint:04d}"
+        return folder / f"part-{part:04d}" if part else folder
+
+    def _fingerprint(self, checkpoint: int) -> str:
+        """Return a digest of all that a checkpoint's features depend on but the data."""
         assert self._settings is not None, "open() comes first"
-        return settings_digest(self._settings)
+        own = dict(self._settings)
+        own["checkpoints"] = own["checkpoints"][checkpoint]
+        return settings_digest(own)
 
-    def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def _save(
+        self, checkpoint: int, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+    ) -> None:
         from safetensors.torch import save
 
-        manifest = self.path / "manifest.json"
-        if not manifest.exists():
-            text = json.dumps(self._settings, indent=2, sort_keys=True)
-            _write_whole(manifest, text.encode())
+        self._write_manifest()
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        metadata = {**metadata, "fingerprint": self._fingerprint()}
+        metadata = {**metadata, "fingerprint": self._fingerprint(checkpoint)}
         metadata["checksum"] = self._checksum(path, tensors, metadata)
         _write_whole(path, save(tensors, metadata))
+
+    def _write_manifest(self) -> None:
+        """Write the manifest where there is none, or one with fewer checkpoints than now."""
+        assert self._settings is not None, "open() comes first"
+        manifest = self.path / "manifest.json"
+        if manifest.exists():
+            written = json.loads(manifest.read_text())["checkpoints"]
+            if len(written) >= len(self._settings["checkpoints"]):
+                return
+        text = json.dumps(self._settings, indent=2, sort_keys=True)
+        _write_whole(manifest, text.encode())
 
     def _checksum(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
         """Return a checksum of all that a file says, and of its place in the store."""
@@ -205,7 +200,10 @@ class DirectoryStore:
             value = zlib.crc32(tensor_bytes(tensor), value)
         return f"{value:08x}"
 
-    def _load(self, path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _load(
+        self, checkpoint: int, path: Path, names: tuple[str, ...] | None
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return a file's tensors, which have these names if any are given, and its metadata."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -217,12 +215,12 @@ class DirectoryStore:
                 f"store: expected a whole safetensors file in {str(path)!r}, got {error}"
             ) from error
         whole = metadata.get("checksum") == self._checksum(path, tensors, metadata)
-        if not whole or sorted(tensors) != sorted(names):
+        if not whole or (names is not None and sorted(tensors) != sorted(names)):
             raise StoreError(
                 f"store: expected {str(path)!r} as it was written there, got other bytes (delete "
                 "it to have it made again)"
             )
-        if metadata.get("fingerprint") != self._fingerprint():
+        if metadata.get("fingerprint") != self._fingerprint(checkpoint):
             raise StoreError(
                 f"store: expected {str(path)!r} to belong to this store's manifest, got a file of "
                 "another configuration"
@@ -232,6 +230,10 @@ class DirectoryStore:
 
 def _shard_name(start: int) -> str:
     return f"features-{start:012d}.safetensors"
+
+
+def _kernel_name(weighted: bool) -> str:
+    return "kernel-curvature.safetensors" if weighted else "kernel.safetensors"
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -248,21 +250,6 @@ def _write_whole(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _compare(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
-    """Refuse a store whose settings are not the ones expected."""
-    for key in sorted({*expected, *found}):
-        if expected.get(key) != found.get(key):
-            raise StoreError(
-                f"store: expected one made with {key} = {_short(expected.get(key))}, got "
-                f"{_short(found.get(key))} in {where} (use another folder)"
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def open_store(store: str | os.PathLike[str] | None) -> MemoryStore | DirectoryStore:

@@ -5,13 +5,14 @@ matplotlib is imported where it is used and comes with ``pip install trak-ext[de
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ..report.numbers import format_score, number_format, power_of_ten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,6 @@ HEADER = 0.82  # below the title, for the group headings
 TITLE = 0.52
 FOOTER = 0.42
 PANEL_PAD = 0.11  # of a group's tinted panel around its images
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def require_matplotlib() -> None:
@@ -150,7 +150,7 @@ def plot_attributions(
     largest = max(
         (float(v.abs().max()) for v, _ in (proponents, opponents) if v.numel()), default=0
     )
-    power, decimals = _number_format(largest)
+    power, decimals = number_format(largest)
     lefts, widths = _group_edges([ranked[0].shape[1] for _, ranked, *_ in groups])
     width = lefts[-1] + widths[-1] + MARGIN
     height = TITLE + HEADER + row_height * len(test_images) + FOOTER
@@ -214,12 +214,12 @@ def plot_attributions(
                 cell(x, y, train_images[index], colour, 1.6)
                 weight = "normal" if label == truth else "bold"
                 write(x, below, name_of(label), 10, weight=weight)
-                score = _format_score(float(value), power, decimals)
+                score = format_score(float(value), power, decimals)
                 beside = CELL if not second_line else 0.0
                 align = "right" if beside else "left"
                 write(x + beside, below + second_line, score, 9, ha=align, color=colour)
 
-    unit = f" in units of 10{str(power).translate(SUPERSCRIPT)}" if power else ""
+    unit = f" in units of {power_of_ten(power)}" if power else ""
     note = f"Under each training image: its label (bold where it differs), its score{unit}"
     write(MARGIN, height - 0.15, note, 9, color=MUTED_COLOUR)
     figure.savefig(path, dpi=dpi)
@@ -233,20 +233,6 @@ def _group_edges(counts: Sequence[int]) -> tuple[list[float], list[float]]:
         lefts.append(lefts[-1] + wide + GAP)
     lefts[1:] = [x + TEST_GAP - GAP for x in lefts[1:]]
     return lefts, widths
-
-
-def _number_format(largest: float) -> tuple[int, int]:
-    """A power of ten to take out of the scores and the decimals that leave three digits."""
-    if largest == 0 or not math.isfinite(largest):
-        return 0, 2
-    exponent = math.floor(math.log10(largest))
-    power = exponent if not -1 <= exponent <= 3 else 0
-    return power, max(0, 2 - (exponent - power))
-
-
-def _format_score(value: float, power: int, decimals: int) -> str:
-    text = f"{value / 10.0**power:+.{decimals}f}"
-    return text.replace("-", "−")
 
 
 def _check_pictures(

@@ -1,4 +1,4 @@
-"""`trak-ext demo`: attribute digits, compare with retraining on subsets, write table and picture.
+"""`trak-ext demo`: attribute digits, compare with retraining on subsets, write what was found.
 
 The recipe is 1,200 training and 300 held-out digits of scikit-learn, a 64-64-10 network, 10
 checkpoints, and 50 random halves of the training set with 5 networks each, the truth
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from .. import evaluation
+from .. import evaluation, report
 from ..attributor import Attributor
-from ..gradients import GradientComputer
+from ..baselines import GradientProduct
 from ..runtime import build_info
-from ..tasks import get_task
+from ..solved_targets import TopK
 from . import digits, figure
 
 TASK = "image_classification"
@@ -30,7 +30,8 @@ NUM_CHECKPOINTS = 10
 NUM_SUBSETS = 50
 MODELS_A_SUBSET = 5
 PROJ_DIM = 512
-SHOWN = 5  # proponents and opponents of each image in the picture
+SHOWN = 5  # proponents and opponents of each image in the picture and the report
+IN_PICTURE, IN_REPORT = 7, 40  # images
 
 
 class Stopwatch:
@@ -47,30 +48,8 @@ class Stopwatch:
         self.seconds[name] = round(time.perf_counter() - begin, 3)
 
 
-def gradient_product(states: list[dict[str, Tensor]], split: digits.DigitsSplit) -> Tensor:
-    """Return the gradient-product baseline [n, t]: mean over checkpoints of Q_i g_i . g_z.
-
-    It ranks training samples as the dot product of loss gradients does (the loss gradient is
-    -Q_i g_i): influence with the Hessian left out.
-    """
-    computer = GradientComputer(digits.make_model(), get_task(TASK))
-    total = torch.zeros(len(split.train_labels), len(split.test_labels))
-    for state in states:
-        sides = []
-        for batch in (
-            (split.train_inputs, split.train_labels),
-            (split.test_inputs, split.test_labels),
-        ):
-            parts = list(computer(state, batch))
-            rows = [torch.cat([g.flatten(1) for g in part.grads.values()], 1) for part in parts]
-            sides.append((torch.cat(rows), torch.cat([part.weight for part in parts])))
-        (train, q), (test, _) = sides
-        total += (train @ test.T) * q[:, None] / len(states)
-    return total
-
-
 def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
-    """Run the demonstration and write results.json and attributions.png into `out`.
+    """Run the demonstration; write a table, a picture, a report and its bundle into `out`.
 
     Args:
         out: Folder; made if it is not there.
@@ -133,8 +112,12 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         with watch.stage(f"attribute_{name}"):
             scores[name] = attributor.attribute(test_loader)
     with watch.stage("baselines"):
-        scores["grad_dot_m1"] = gradient_product(states[:1], split)
-        scores["grad_dot"] = gradient_product(states, split)
+        for name, checkpoints in (("grad_dot_m1", states[:1]), ("grad_dot", states)):
+            baseline = GradientProduct(
+                digits.make_model(), TASK, checkpoints=checkpoints, progress=progress
+            )
+            baseline.fit(train_loader)
+            scores[name] = baseline.attribute(test_loader)
         generator = torch.Generator().manual_seed(seed)
         scores["random"] = torch.randn(scores["grad_dot"].shape, generator=generator)
     with watch.stage("evaluate"):
@@ -143,21 +126,22 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
     with watch.stage("figure"):
         logits = torch.func.functional_call(digits.make_model(), states[0], (split.test_inputs,))
         predictions = logits.argmax(1)
-        shown = figure.choose_targets(split.test_labels, predictions)
+        shown = figure.choose_targets(split.test_labels, predictions, IN_REPORT)
         shown_loader = DataLoader(
             TensorDataset(split.test_inputs[shown], split.test_labels[shown]), batch_size=256
         )
         proponents = attributor.attribute(shown_loader, top_k=SHOWN)
         opponents = attributor.attribute(shown_loader, top_k=SHOWN, largest=False)
+        pictured = shown[:IN_PICTURE]
         figure.plot_attributions(
             out / "attributions.png",
-            split.images(split.test_inputs[shown]),
-            split.test_labels[shown],
+            split.images(split.test_inputs[pictured]),
+            split.test_labels[pictured],
             split.images(split.train_inputs),
             split.train_labels,
-            proponents,
-            opponents,
-            test_predictions=predictions[shown],
+            TopK(*(part[:IN_PICTURE] for part in proponents)),
+            TopK(*(part[:IN_PICTURE] for part in opponents)),
+            test_predictions=predictions[pictured],
         )
 
     results = {
@@ -180,9 +164,55 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         "build": build_info(),
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    attributions = attributions_to_show(
+        split, shown, predictions, proponents, opponents, lds, attributor
+    )
+    report.save_bundle(out / "bundle", attributions)
+    report.write_report(out / "report.html", attributions)
     print(table(lds))
-    print(f"\nwrote {out / 'results.json'} and {out / 'attributions.png'}")
+    print(f"\nwrote results.json, attributions.png, report.html and bundle/ into {out}")
     return results
+
+
+def attributions_to_show(
+    split: digits.DigitsSplit,
+    shown: Tensor,
+    predictions: Tensor,
+    proponents: TopK,
+    opponents: TopK,
+    lds: dict[str, evaluation.LDS],
+    attributor: Attributor,
+) -> report.Attributions:
+    """Return what the report shows of the test digits `shown` (indices)."""
+    train_images = 1 - split.images(split.train_inputs)  # dark ink on white
+    test_images = 1 - split.images(split.test_inputs)
+    targets = [
+        report.Item(
+            test_images[i],
+            label=int(split.test_labels[i]),
+            prediction=int(predictions[i]),
+            id=f"Test digit {i}",
+        )
+        for i in shown.tolist()
+    ]
+    return report.Attributions(
+        targets,
+        proponents,
+        opponents,
+        lambda i: report.Item(train_images[i], label=int(split.train_labels[i])),
+        num_train=len(split.train_labels),
+        note="Handwritten digits of 8 × 8 pixels from scikit-learn, and a network with one hidden "
+        f"layer, trained {NUM_CHECKPOINTS} times. The first targets are ones that it gets wrong.",
+        lds={
+            f"TRAK, {NUM_CHECKPOINTS} checkpoints": lds["trak_m10"],
+            "TRAK, 1 checkpoint": lds["trak_m1"],
+            f"gradient product, {NUM_CHECKPOINTS} checkpoints": lds["grad_dot"],
+            "random": lds["random"],
+        },
+        target_lds=lds["trak_m10"].per_target[shown],
+        settings=attributor.settings,
+        fingerprint=attributor.fingerprint,
+    )
 
 
 def table(lds: dict[str, evaluation.LDS]) -> str:

@@ -1,0 +1,148 @@
+"""The estimator's options in Attributor, against the reference on its own features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trak_ext import Attributor, reference
+from trak_ext.estimator import Estimator
+
+NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
+
+
+def setting(checkpoints=2):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))
+    states = []
+    for _ in range(checkpoints):
+        states.append({name: torch.randn_like(t) for name, t in model.state_dict().items()})
+    train = (torch.randn(NUM_TRAIN, 4), torch.randint(0, 3, (NUM_TRAIN,)))
+    test = (torch.randn(NUM_TARGETS, 4), torch.randint(0, 3, (NUM_TARGETS,)))
+    return model, states, train, test
+
+
+def fitted(store=None, **options):
+    model, states, train, _ = setting()
+    options = {"proj_dim": PROJ_DIM, "progress": False, **options}
+    result = Attributor(model, "image_classification", checkpoints=states, store=store, **options)
+    result.fit([train])
+    return result
+
+
+def features_of(attributor, start=0):
+    """Return features [M, n, width], Q and R [M, n] as the store has them."""
+    shards = [attributor._store.read(m, start) for m in range(2)]
+    return [torch.stack([getattr(s, key) for s in shards]).numpy()
+            for key in ("features", "weight", "curvature")]  # fmt: skip
+
+
+def targets_of(attributor):
+    """Return the features of the targets, by fitting them as if they were training samples."""
+    model, states, _, test = setting()
+    own = {key: attributor.settings[key] for key in ("proj_dim", "blocks", "seed")}
+    other = Attributor(
+        model, "image_classification", checkpoints=states, progress=False, **own
+    )  # fmt: skip
+    other.fit([test])
+    return features_of(other)[0]
+
+
+OPTIONS = {
+    "plain": {},
+    "ridge": {"damping": 0.0, "ridge": 3.0},
+    "curvature": {"curvature": True},
+    "leverage": {"leverage": True, "damping": 0.5},
+    "all": {"curvature": True, "leverage": True, "damping": 0.25, "ridge": 0.5},
+}
+
+
+def expected_scores(attributor, options, blocks):
+    phi, q, r = features_of(attributor)
+    targets = targets_of(attributor)
+    options = {**options, "curvature": r if options.get("curvature") else None}
+    parts = []
+    for b in range(blocks):
+        columns = slice(b * PROJ_DIM, (b + 1) * PROJ_DIM)
+        own = reference.score(phi[..., columns], targets[..., columns], q, **options)
+        parts.append(own)
+    return np.mean(parts, 0)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("rows", [8, 1000])
+def test_scores_equal_the_reference(name, blocks, rows, monkeypatch):
+    options = OPTIONS[name]
+    made = fitted(blocks=blocks, **options)
+    expected = expected_scores(made, options, blocks)
+    monkeypatch.setattr("trak_ext.store.shard_rows", lambda width: rows)
+    made = fitted(blocks=blocks, **options)
+    test = setting()[3]
+    scores = made.attribute([test])
+    assert np.abs(scores.numpy() - expected).max() <= 1e-4 * np.abs(expected).max()
+    best = made.attribute([test], top_k=4)
+    assert torch.equal(
+        best.values, scores.T.sort(dim=1, descending=True, stable=True).values[:, :4]
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_self_influence_is_the_diagonal(name):
+    made = fitted(blocks=2, **OPTIONS[name])
+    diagonal = made.attribute([setting()[2]]).diagonal()
+    difference = (made.self_influence() - diagonal).abs().max()
+    assert float(difference) <= 1e-5 * float(diagonal.abs().max())
+
+
+def test_blocks_are_columns_of_one_matrix():
+    wide, blocks = fitted(proj_dim=3 * PROJ_DIM), fitted(blocks=3)
+    assert np.array_equal(features_of(wide)[0], features_of(blocks)[0])
+
+
+@pytest.mark.parametrize("first", OPTIONS)
+def test_a_store_serves_any_estimator(first, tmp_path):
+    """Kernels that the store lacks are made from its features; fit adds the one asked for."""
+    fitted(tmp_path, **OPTIONS[first])
+    model, states, train, test = setting()
+    for options in OPTIONS.values():
+        fresh = fitted(**options)
+        for fit_again in (False, True):
+            again = Attributor(
+                model, "image_classification", checkpoints=states, proj_dim=PROJ_DIM,
+                store=tmp_path, progress=False, **options,
+            )  # fmt: skip
+            if fit_again:
+                again.fit([train])
+            assert torch.equal(again.attribute([test]), fresh.attribute([test]))
+    names = {path.name for path in (tmp_path / "checkpoint-0001").iterdir()}
+    assert names == {
+        "features-000000000000.safetensors", "kernel.safetensors", "kernel-curvature.safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"damping": -1.0}, r"^damping: expected .*, got -1"),
+        ({"ridge": float("nan")}, r"^ridge: expected .*, got nan"),
+        ({"curvature": 1}, r"^curvature: expected True or False, got 1"),
+        ({"leverage": "yes"}, r"^leverage: expected True or False, got 'yes'"),
+        ({"blocks": 0}, r"^blocks: expected an integer from 1 to \d+, got 0"),
+        ({"blocks": 2**32}, r"^blocks: expected an integer from 1 to \d+, got 4294967296"),
+    ],
+)
+def test_bad_options(options, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        fitted(**options)
+
+
+def test_settings_and_fingerprint_tell_estimators_apart(tmp_path):
+    plain, other = fitted(tmp_path), fitted(tmp_path, leverage=True)
+    assert plain.settings["leverage"] is False
+    assert other.settings == {**plain.settings, "leverage": True}
+    assert plain.fingerprint != other.fingerprint
+    assert plain.fingerprint == fitted().fingerprint
+    assert Estimator().settings().items() <= plain.settings.items()

@@ -1,0 +1,80 @@
+"""From samples to features: per-sample gradients of a task, projected for a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from . import _check, ops
+from .gradients import GradientComputer, SampleGradients
+from .loaders import Segment
+from .projector import MAX_PROJ_DIM, MAX_SEED, project
+
+
+class FeatureMaker:
+    """Gradients and features of samples under a checkpoint's weights.
+
+    Args:
+        gradients: Of the task and the chosen parameters.
+        proj_dim: Features k of each projection block.
+        blocks: Independent projections; block b takes columns b k to (b + 1) k - 1 of the matrix.
+        kind, seed, precision: As in `trak_ext.project`.
+    """
+
+    def __init__(
+        self,
+        gradients: GradientComputer,
+        proj_dim: int,
+        blocks: int,
+        kind: str,
+        seed: int,
+        precision: str,
+    ) -> None:
+        self.gradients = gradients
+        self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
+        self.blocks = _check.integer("blocks", blocks, 1, MAX_PROJ_DIM // self.proj_dim)
+        self.kind = _check.choice("kind", kind, ops.KINDS)
+        self.seed = _check.integer("seed", seed, 0, MAX_SEED)
+        self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+
+    @property
+    def width(self) -> int:
+        """Features a sample has in all, blocks * proj_dim."""
+        return self.blocks * self.proj_dim
+
+    def of_task(self, gradients: GradientComputer) -> FeatureMaker:
+        """Return the same projections for the gradients of another task."""
+        return FeatureMaker(
+            gradients, self.proj_dim, self.blocks, self.kind, self.seed, self.precision
+        )
+
+    def __call__(
+        self,
+        weights: Mapping[str, Tensor],
+        segment: Segment,
+        checkpoint: int,
+        context: Mapping[str, Tensor] | None = None,
+        offset: int | None = None,
+    ) -> Iterator[tuple[SampleGradients, Tensor]]:
+        """Yield gradients and features fp32 [B, width] of a segment, a chunk at a time.
+
+        Args:
+            context: What the task prepared for this checkpoint, if it does.
+            offset: Position of the loader's first sample in the training set; None for targets.
+        """
+        index = None
+        if offset is not None:
+            index = torch.arange(segment.start + offset, segment.stop + offset)
+        for part in self.gradients(weights, segment.batch, context, index):
+            grads = {name: grad.detach() for name, grad in part.grads.items()}
+            features = project(
+                grads,
+                self.width,
+                kind=self.kind,
+                seed=self.seed,
+                model_id=checkpoint,
+                precision=self.precision,
+            )
+            yield part, features

@@ -1,0 +1,191 @@
+"""Filling a store: a checkpoint's features of one part of the training set, and their kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import loaders
+from . import store as stores
+from .digest import SampleDigest
+from .features import FeatureMaker
+from .gradients import batch_tensors
+from .kernel import KernelAccumulator
+from .shard_builder import ShardBuilder, changed_data, other_count, other_data
+from .store import Context, DirectoryStore, Kernel, MemoryStore, StoreError
+
+
+class Mark(NamedTuple):
+    """The samples of a finished part."""
+
+    num_samples: int
+    data_digests: list[str]  # of each shard, in order
+
+
+class PartFitter:
+    """Fits the checkpoints one after the other on one part of the training set.
+
+    Args:
+        store: Opened for these settings.
+        features: What is computed.
+        weighted: Whether the kernel matrix weights samples by curvature.
+        device: Where gradients are computed.
+        part: Number of the part.
+        offset: Position of its first sample in the training set.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore | DirectoryStore,
+        features: FeatureMaker,
+        weighted: bool,
+        device: torch.device,
+        part: int,
+        offset: int,
+    ) -> None:
+        self._store = store
+        self._features = features
+        self._weighted = weighted
+        self._device = device
+        self._part = part
+        self._offset = offset
+        self._rows = stores.shard_rows(features.width)
+        self._expected: list[str] | None = None  # digests of the first checkpoint's shards
+
+    def fit(self, m: int, weights: Mapping[str, Tensor], loader: Iterable[Any], bar: tqdm) -> None:
+        """Fit checkpoint m: compare what the store holds with the data, compute and write the rest.
+
+        Raises:
+            ValueError: samples that are not finite, or data that change between checkpoints.
+            StoreError: a store of other data.
+        """
+        store, part, rows = self._store, self._part, self._rows
+        finished = read_mark(store, m, part)
+        kernel = None
+        if store.read_kernel(m, part, self._weighted) is None:
+            kernel = _BlockKernels(self._features)
+        context = self._context(m, weights, loader, finished)
+        digests: list[str] = []
+        builder = ShardBuilder(0, self._features.width)
+        count = 0
+
+        def close_shard() -> None:
+            index = len(digests)
+            if self._expected is not None and builder.data_digest != self._expected[index]:
+                raise changed_data("train_loader", builder.start, count)
+            shard = builder.compare_with_stored(count)
+            if finished is not None and builder.data_digest != finished.data_digests[index]:
+                raise other_data(builder.start, count)
+            if shard is None:
+                shard = builder.finish("train_loader")
+                store.write(m, builder.start, shard, part)
+            digests.append(shard.data_digest)
+            if kernel is not None:
+                kernel.add(shard.features, shard.curvature if self._weighted else None)
+
+        for segment in loaders.segments(loader, self._device, rows):
+            start, stop = segment.start, segment.stop
+            if self._expected is not None and start // rows >= len(self._expected):
+                raise changed_data("train_loader", start, stop)
+            if finished is not None and stop > finished.num_samples:
+                raise other_count(f"{stop} or more", finished.num_samples)
+            if start % rows == 0:
+                stored = store.read(m, start, part=part)
+                builder = ShardBuilder(start, self._features.width, stored)
+            builder.note_data(segment)
+            if builder.stored is None:
+                chunks = self._features(weights, segment, m, context, self._offset)
+                for gradients, features in chunks:
+                    builder.append(gradients, features)
+            count = stop
+            bar.update(stop - start)
+            if stop % rows == 0:
+                close_shard()
+        if count % rows:
+            close_shard()
+        if finished is not None and finished.num_samples != count:
+            raise other_count(str(count), finished.num_samples)
+        if store.read(m, -(-count // rows) * rows, part=part) is not None:
+            raise other_count(str(count), "more")
+        if self._expected is not None and len(digests) != len(self._expected):
+            raise changed_data("train_loader", count, count)
+        if kernel is not None:
+            made = Kernel(kernel.matrices(), count, digests)
+            store.write_kernel(m, made, part, self._weighted)
+        self._expected = digests
+
+    def _context(
+        self,
+        m: int,
+        weights: Mapping[str, Tensor],
+        loader: Iterable[Any],
+        finished: Mark | None,
+    ) -> dict[str, Tensor] | None:
+        """Return what the task prepares from the training data, made from part 0 once."""
+        computer = self._features.gradients
+        if computer.task.prepare is None:
+            return None
+        stored = self._store.read_context(m)
+        if self._part or finished is not None:
+            return on_device(require_context(stored, m), self._device)
+        digest = SampleDigest()
+
+        def batches() -> Iterator[tuple[int, Any]]:
+            for segment in loaders.segments(loader, self._device, 2**62):
+                digest.update(batch_tensors(segment.batch), segment.ids)
+                yield segment.start, segment.batch
+
+        remaining = batches()
+        made = None if stored is not None else computer.prepare(weights, remaining, m)
+        for _ in remaining:  # the digest is of all samples, however many were looked at
+            pass
+        if stored is None:
+            assert made is not None
+            stored = Context({name: t.cpu() for name, t in made.items()}, digest.hexdigest())
+            self._store.write_context(m, stored)
+        elif stored.data_digest != digest.hexdigest():
+            raise StoreError(
+                f"store: expected one made with the data of train_loader, got what the task "
+                f"prepared for checkpoint {m} from other data (use another folder)"
+            )
+        return on_device(stored.tensors, self._device)
+
+
+class _BlockKernels:
+    """The kernel matrix of each projection block."""
+
+    def __init__(self, features: FeatureMaker) -> None:
+        self._size = features.proj_dim
+        self._blocks = [KernelAccumulator(features.proj_dim) for _ in range(features.blocks)]
+
+    def add(self, features: Tensor, curvature: Tensor | None) -> None:
+        for b, block in enumerate(self._blocks):
+            block.add(features[:, b * self._size : (b + 1) * self._size], curvature)
+
+    def matrices(self) -> Tensor:
+        return torch.stack([block.matrix for block in self._blocks])
+
+
+def read_mark(store: MemoryStore | DirectoryStore, m: int, part: int) -> Mark | None:
+    """Return what either kernel of a checkpoint's part says of its samples, if it is finished."""
+    kernel = store.read_kernel(m, part) or store.read_kernel(m, part, True)
+    return None if kernel is None else Mark(kernel.num_samples, kernel.data_digests)
+
+
+def require_context(context: Context | None, m: int) -> dict[str, Tensor]:
+    """Return the tensors of a stored context, which must be there."""
+    if context is None:
+        raise StoreError(
+            f"store: expected what the task prepared for checkpoint {m}, got none (fit part 0 "
+            "first)"
+        )
+    return context.tensors
+
+
+def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

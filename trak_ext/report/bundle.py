@@ -1,0 +1,190 @@
+"""Attributions in a folder, from which a report can be made without the model or the data.
+
+`bundle.json` says everything but the numbers and pictures, which are in `bundle.safetensors`. The
+first holds a digest of the second and one of itself, and is written last: what was cut short or
+changed is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .attributions import Attributions, LDSSummary
+from .items import Item
+
+FORMAT = "trak_ext attributions"
+FORMAT_VERSION = 1
+JSON_NAME = "bundle.json"
+TENSORS_NAME = "bundle.safetensors"
+_ITEM_FIELDS = ("text", "label", "prediction", "caption", "id", "highlight")
+
+
+class BundleError(ValueError):
+    """A folder that holds no bundle, or a damaged one."""
+
+
+def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> None:
+    """Write attributions into a folder, which is made if it is not there.
+
+    Raises:
+        TypeError: not `Attributions`.
+        OSError: the folder cannot be made or written.
+    """
+    from safetensors.torch import save
+
+    if not isinstance(attributions, Attributions):
+        raise TypeError(
+            f"attributions: expected a trak_ext.report.Attributions, got {attributions!r}"
+        )
+    tensors: dict[str, Tensor] = {
+        "proponents.values": attributions.proponents.values,
+        "proponents.indices": attributions.proponents.indices,
+        "opponents.values": attributions.opponents.values,
+        "opponents.indices": attributions.opponents.indices,
+    }
+
+    def record(name: str, item: Item) -> dict[str, Any]:
+        if item.image is not None:
+            tensors[name] = item.image
+        fields = {field: getattr(item, field) for field in _ITEM_FIELDS}
+        return {key: _finite(value) for key, value in fields.items() if value is not None}
+
+    target_lds = attributions.target_lds
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "title": attributions.title,
+        "note": attributions.note,
+        "num_train": attributions.num_train,
+        "targets": [record(f"target.{i}", item) for i, item in enumerate(attributions.targets)],
+        "train_items": {
+            str(i): record(f"train.{i}", item) for i, item in attributions.train_items.items()
+        },
+        "lds": {
+            name: [_finite(value.mean), *([_finite(x) for x in pair] for pair in value[1:])]
+            for name, value in attributions.lds.items()
+        },
+        "target_lds": None if target_lds is None else [_finite(value) for value in target_lds],
+        "settings": attributions.settings,
+        "fingerprint": attributions.fingerprint,
+    }
+    # Clones, as safetensors refuses tensors that share memory: an item may be shown twice.
+    data = save({name: tensor.clone() for name, tensor in tensors.items()})
+    content["tensors_sha256"] = hashlib.sha256(data).hexdigest()
+    content["sha256"] = _digest(content)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / TENSORS_NAME, data)
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_whole(folder / JSON_NAME, text.encode())
+
+
+def load_bundle(folder: str | os.PathLike[str]) -> Attributions:
+    """Read what `save_bundle` wrote.
+
+    Raises:
+        BundleError: no folder, no bundle in it, a damaged one, or one of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = Path(folder)
+    path = folder / JSON_NAME
+    try:
+        content = json.loads(path.read_bytes())
+        data = (folder / TENSORS_NAME).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"bundle: expected a folder with {JSON_NAME} and {TENSORS_NAME}, as "
+            f"trak_ext.report.save_bundle writes it, got {error}"
+        ) from None
+    except ValueError:
+        raise _damaged(path) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BundleError(f"bundle: expected {FORMAT} in {str(path)!r}, got another file")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"bundle: expected format version {FORMAT_VERSION} in {str(path)!r}, got "
+            f"{content.get('format_version')!r}"
+        )
+    try:
+        whole = content.pop("sha256", None) == _digest(content)
+    except ValueError:  # a NaN that was never written
+        whole = False
+    if not whole:
+        raise _damaged(path)
+    if content.get("tensors_sha256") != hashlib.sha256(data).hexdigest():
+        raise _damaged(folder / TENSORS_NAME)
+    try:
+        return _attributions(content, load(data))
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise BundleError(
+            f"bundle: expected whole attributions in {str(folder)!r}, got {error}"
+        ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under another name first, so that what bears its own name is whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _attributions(content: dict[str, Any], tensors: dict[str, Tensor]) -> Attributions:
+    def item(name: str, record: dict[str, Any]) -> Item:
+        pixels = tensors.get(name)
+        return Item(None if pixels is None else pixels.permute(2, 0, 1), **record)
+
+    summaries = {
+        name: LDSSummary(_number(mean), _pair(over_targets), _pair(over_subsets))
+        for name, (mean, over_targets, over_subsets) in content["lds"].items()
+    }
+    target_lds = content["target_lds"]
+    return Attributions(
+        [item(f"target.{i}", record) for i, record in enumerate(content["targets"])],
+        (tensors["proponents.values"], tensors["proponents.indices"]),
+        (tensors["opponents.values"], tensors["opponents.indices"]),
+        {int(i): item(f"train.{i}", record) for i, record in content["train_items"].items()},
+        title=content["title"],
+        note=content["note"],
+        num_train=content["num_train"],
+        lds=summaries or None,
+        target_lds=None if target_lds is None else [_number(value) for value in target_lds],
+        settings=content["settings"],
+        fingerprint=content["fingerprint"],
+    )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _damaged(path: Path) -> BundleError:
+    return BundleError(f"bundle: expected {str(path)!r} as it was written, got other bytes")
+
+
+def _finite(value: Any) -> Any:
+    """Return null for NaN, which JSON cannot hold; infinite labels become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _pair(values: list[float | None]) -> tuple[float, float]:
+    low, high = values
+    return _number(low), _number(high)

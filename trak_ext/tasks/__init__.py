@@ -1,0 +1,64 @@
+"""Model output functions: what is attributed, and how the loss moves with it."""
+
+from __future__ import annotations
+
+from .classification import (
+    binary_classification,
+    binary_output,
+    classification,
+    classification_output,
+    multilabel_classification,
+    multilabel_output,
+)
+from .contrastive import clip_output, clip_task
+from .core import ModelOutput, Task
+from .language import (
+    causal_lm,
+    causal_lm_token,
+    seq2seq_lm,
+    seq2seq_lm_token,
+    token_targets,
+)
+from .pixels import pixel, pixel_classification, pixel_targets
+from .regression import regression
+
+__all__ = [
+    "TASKS",
+    "ModelOutput",
+    "Task",
+    "binary_output",
+    "classification_output",
+    "clip_output",
+    "clip_task",
+    "get_task",
+    "multilabel_output",
+    "pixel_targets",
+    "token_targets",
+]
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("image_classification", classification),
+        Task("text_classification", classification),
+        Task("binary_classification", binary_classification),
+        Task("multilabel_classification", multilabel_classification),
+        Task("regression", regression),
+        Task("causal_lm", causal_lm),
+        Task("causal_lm_token", causal_lm_token),
+        Task("seq2seq_lm", seq2seq_lm),
+        Task("seq2seq_lm_token", seq2seq_lm_token),
+        Task("pixel_classification", pixel_classification),
+        Task("pixel", pixel),
+        clip_task(),
+    )
+}
+
+
+def get_task(task: str | Task) -> Task:
+    """Return a task by its name, or the task itself."""
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str) and task in TASKS:
+        return TASKS[task]
+    raise ValueError(f"task: expected a trak_ext.tasks.Task or one of {list(TASKS)}, got {task!r}")
