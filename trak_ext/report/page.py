@@ -104,7 +104,9 @@ def _target(attributions: Attributions, i: int, scale: Scale) -> str:
 
 def _is_wrong(attributions: Attributions, i: int) -> bool:
     item = attributions.targets[i]
-    return item.prediction is not None and label_text(item.prediction) != label_text(item.label)
+    if item.label is None or item.prediction is None:
+        return False
+    return label_text(item.prediction) != label_text(item.label)
 
 
 def _key(attributions: Attributions, scale: Scale) -> str:
