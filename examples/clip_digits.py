@@ -127,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
             for i in range(num_train)
         ],
         title="Which pairs taught it that this caption fits?",
-        note=f"Two small towers trained {checkpoints} times on {num_train} digits with captions. A "
-        "pair's output is how well it is told from other pairs of the training set.",
+        note=f"Two small towers trained {checkpoints} times on {num_train:,} digits with captions. "
+        "A pair's output is how well it is told from other pairs of the training set.",
         settings=attributor.settings,
         fingerprint=attributor.fingerprint,
     )

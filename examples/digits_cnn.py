@@ -33,7 +33,7 @@ def loss(model: nn.Module, batch: common.Columns) -> Tensor:
 def main(arguments: Sequence[str] | None = None) -> report.Attributions:
     """Train, attribute, print and write."""
     options = common.parse(str(__doc__).splitlines()[0], arguments)
-    num_train, epochs, checkpoints = (300, 10, 2) if options.quick else (1200, 30, 5)
+    num_train, epochs, checkpoints = (300, 10, 2) if options.quick else (1200, 8, 5)
     split = digits.load_digits_split(num_train, seed=0)
     # Three labels are wrong on purpose: self-influence should find them.
     labels = split.train_labels.clone()
@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
             report.Item(image, label=int(label))
             for image, label in zip(train_images, labels, strict=True)
         ],
-        note=f"A small convolutional network, trained {checkpoints} times on {num_train} digits of "
-        f"scikit-learn; it gets {accuracy:.1%} of the test digits right.",
+        note=f"A small convolutional network, trained {checkpoints} times on {num_train:,} digits "
+        f"of scikit-learn; it gets {accuracy:.1%} of the test digits right.",
         settings=attributor.settings,
         fingerprint=attributor.fingerprint,
     )

@@ -117,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         *(interleaved(first, second) for first, second in zip(whole, one, strict=True)),
         [report.Item(text=text.text, id=text.name) for text in kept],
         title="Which docstrings made it say this?",
-        note=f"A GPT-2 of three layers trained {checkpoints} times on {len(kept)} first sentences "
-        "of docstrings. Each held-out sentence is attributed as a whole, then by one word.",
+        note=f"A GPT-2 of three layers trained {checkpoints} times on {len(kept):,} first "
+        "sentences of docstrings. Each held-out sentence is attributed as a whole, then by one word.",
         settings=attributor.settings,
         fingerprint=attributor.fingerprint,
     )

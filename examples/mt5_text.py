@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         opponents,
         [item(text) for text in kept],
         title="Which pairs taught it this name?",
-        note=f"A small mT5 trained {checkpoints} times on {len(kept)} pairs of a docstring's first "
-        "sentence and the name of its function or class.",
+        note=f"A small mT5 trained {checkpoints} times on {len(kept):,} pairs of a docstring's "
+        "first sentence and the name of its function or class.",
         settings=attributor.settings,
         fingerprint=attributor.fingerprint,
     )
