@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         [report.Item(text=text.text, id=text.name) for text in kept],
         title="Which docstrings made it say this?",
         note=f"A GPT-2 of three layers trained {checkpoints} times on {len(kept):,} first "
-        "sentences of docstrings. Each held-out sentence is attributed as a whole, then by one word.",
+        "sentences of docstrings. Each held-out sentence is attributed whole, then by one word.",
         settings=attributor.settings,
         fingerprint=attributor.fingerprint,
     )
