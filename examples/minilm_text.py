@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         params = ["bert.encoder.layer.5.output.*", "classifier.*"]
         packages: tuple[str, ...] = ("python", "torch")
     else:
-        num_train, num_test, epochs, checkpoints = 480, 60, 4, 3
+        num_train, num_test, epochs, checkpoints = 480, 60, 3, 3
         # All but the embeddings and the unused pooler of sentence embeddings.
         params = ["bert.encoder.*", "bert.pooler.*", "classifier.*"]
         packages = ("python", "torch", "numpy", "scipy", "sklearn", "matplotlib")
