@@ -149,7 +149,7 @@ def _controls(attributions: Attributions) -> str:
         choices = "".join(f"<option>{escape(label)}</option>" for label in labels)
         chooser = f'<label>Label <select id="label"><option value="">all</option>{choices}</select>'
         chooser += "</label>\n"
-    return f"""<search class="controls" hidden>
+    return f"""<search class="controls" role="search" hidden>
 <label>Find <input type="search" id="find" autocomplete="off"
  placeholder="label, text or id of a target"></label>
 {chooser}<label>Order <select id="order">{options}</select></label>
