@@ -45,6 +45,23 @@ def test_several_lds_keep_their_order_and_nan_is_allowed():
     assert math.isnan(found.target_lds[1])
 
 
+def test_ids_of_the_loaders_name_items_that_have_none():
+    attributions = make_attributions()
+    ranked = TopK(*attributions.proponents)
+    ranked.ids = [[f"file {i}" for i in row] for row in ranked.indices.tolist()]
+    ranked.target_ids = [7, 8, 9, 10]
+    own = report.Item(label=0, id="its own name")
+    train = [own if i % 2 else report.Item(torch.rand(8, 8), label=i) for i in range(NUM_TRAIN)]
+    targets = [report.Item(torch.rand(8, 8)), own, report.Item(), report.Item(text="a")]
+    found = make_attributions(targets=targets, train_items=train, proponents=ranked, opponents=None)
+    assert [item.id for item in found.targets] == [7, "its own name", 9, 10]
+    for index, item in found.train_items.items():
+        assert item.id == ("its own name" if index % 2 else f"file {index}")
+        assert item.label == (0 if index % 2 else index)
+    assert targets[0].id is None  # the caller's items are left as they were
+    assert torch.equal(found.targets[0].image, targets[0].image)
+
+
 NAN = torch.full((4, 1), torch.nan)
 ONE = torch.ones(4, 1)
 INDEX = torch.zeros(4, 1, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,8 @@ class Attributions:
     Args:
         targets: One Item a target, t of them, at least one.
         proponents: (values [t, p], indices [t, p]), highest score first, as
-            `Attributor.attribute(..., top_k=p)` returns them.
+            `Attributor.attribute(..., top_k=p)` returns them; the ids that they carry name items
+            that have no id of their own.
         opponents: The same with the lowest scores, most negative first (`largest=False`); None for
             none.
         train_items: The training samples by position: a sequence, a mapping, or a function of the
@@ -70,6 +72,10 @@ class Attributions:
         self.targets = [_item(f"targets[{i}]", item) for i, item in enumerate(targets)]
         if not self.targets:
             raise ValueError("targets: expected at least one Item, got none")
+        names = getattr(proponents, "target_ids", None)
+        if names is not None and len(names) == len(self.targets):
+            self.targets = list(map(_named, self.targets, names))
+        known = {**_sample_ids(proponents), **_sample_ids(opponents)}
         if opponents is None:
             nothing = torch.empty(len(self.targets), 0)
             opponents = (nothing, nothing.long())
@@ -80,7 +86,10 @@ class Attributions:
         if num_train is not None:
             num_train = _check.integer("num_train", num_train, 0, 2**62)
         self.num_train = num_train
-        self.train_items = self._shown_items(train_items)
+        self.train_items = {
+            index: _named(item, known.get(index))
+            for index, item in self._shown_items(train_items).items()
+        }
         self.title = _string("title", title)
         self.note = None if note is None else _string("note", note)
         self.lds = _summaries(lds)
@@ -113,6 +122,28 @@ def _item(name: str, item: Any) -> Item:
     if not isinstance(item, Item):
         raise TypeError(f"{name}: expected a trak_ext.report.Item, got {_check.describe(item)}")
     return item
+
+
+def _named(item: Item, name: str | int | None) -> Item:
+    """Return an item with the loader's id where it has none of its own."""
+    if item.id is not None or name is None:
+        return item
+    item = copy.copy(item)
+    object.__setattr__(item, "id", name)
+    return item
+
+
+def _sample_ids(ranked: Any) -> dict[int, str | int]:
+    """Return the ids by position that `Attributor.attribute` found in the training loader."""
+    rows = getattr(ranked, "ids", None)
+    if rows is None:
+        return {}
+    positions = ranked.indices.tolist()
+    return {
+        p: name
+        for row, ids in zip(positions, rows, strict=True)
+        for p, name in zip(row, ids, strict=True)
+    }
 
 
 def _string(name: str, value: Any) -> str:

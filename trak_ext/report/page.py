@@ -104,7 +104,9 @@ def _target(attributions: Attributions, i: int, scale: Scale) -> str:
 
 def _is_wrong(attributions: Attributions, i: int) -> bool:
     item = attributions.targets[i]
-    return item.prediction is not None and label_text(item.prediction) != label_text(item.label)
+    if item.label is None or item.prediction is None:
+        return False
+    return label_text(item.prediction) != label_text(item.label)
 
 
 def _key(attributions: Attributions, scale: Scale) -> str:
@@ -147,7 +149,7 @@ def _controls(attributions: Attributions) -> str:
         choices = "".join(f"<option>{escape(label)}</option>" for label in labels)
         chooser = f'<label>Label <select id="label"><option value="">all</option>{choices}</select>'
         chooser += "</label>\n"
-    return f"""<search class="controls" hidden>
+    return f"""<search class="controls" role="search" hidden>
 <label>Find <input type="search" id="find" autocomplete="off"
  placeholder="label, text or id of a target"></label>
 {chooser}<label>Order <select id="order">{options}</select></label>

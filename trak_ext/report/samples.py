@@ -59,7 +59,7 @@ def ranked_list(attributions: Attributions, i: int, side: str, scale: Scale) -> 
         f'<section class="{side}" aria-labelledby="{side}-{i}">\n'
         f'<h3 id="{side}-{i}"><span class="mark {side[:-1]}" aria-hidden="true">{mark}</span> '
         f'{heading}<span class="unseen"> of this target</span></h3>\n'
-        f'<ol class="{style}">\n{rows}\n</ol>\n</section>'
+        f'<ol class="{style}" role="list">\n{rows}\n</ol>\n</section>'
     )
 
 
