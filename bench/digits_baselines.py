@@ -4,8 +4,8 @@
 
 Recipe of the demonstration (trak_ext.demo.run): 1,200 training and 300 held-out digits, 50 random
 halves with 5 networks each as the truth, checkpoints trained on all samples, TRAK with its
-defaults and proj_dim 512. TracIn takes the same
-checkpoints with equal rates, which is not the one run along which it was meant.
+defaults and proj_dim 512. TracIn takes the same checkpoints with equal rates; it was meant for
+checkpoints along one run.
 """
 
 from __future__ import annotations
