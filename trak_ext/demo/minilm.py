@@ -110,9 +110,20 @@ def load_bert() -> tuple[nn.Module, Any]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folder = minilm_folder()
     from transformers import AutoTokenizer, BertModel
+    from transformers.utils import logging
 
-    bert = BertModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
-    return bert.eval(), AutoTokenizer.from_pretrained(folder)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the pooler's weights, which are not used
+    logging.disable_progress_bar()
+    try:
+        bert = BertModel.from_pretrained(
+            folder, attn_implementation="eager", add_pooling_layer=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    return bert.eval(), tokenizer
 
 
 def encode_texts(
