@@ -148,6 +148,7 @@ def assert_scores(
         checkpoints=states,
         proj_dim=PROJ_DIM,
         params=params,
+        damping=1.0,
         progress=False,
         **options,
     )

@@ -23,6 +23,9 @@ USUAL = 3.0  # where nothing is known of the fit: near the bounds' geometric mea
 FITTED = 1.0  # outputs f above this, p > .73, count as fitted
 TOLERANCE = 1e-2  # of Q - sigmoid(-f), which bf16 outputs leave
 
+# After sum Q phi, over fitted samples, in `ImpliedRidge.sums`.
+_FIGURES = ("sum Q f", "sum |phi|^2", "sum R |phi|^2", "samples with another Q")
+
 
 class ImpliedRidge:
     """The ridge that a trained checkpoint's outputs and loss gradients imply, in kernel units.
@@ -34,36 +37,40 @@ class ImpliedRidge:
 
     Args:
         proj_dim: Features a sample, k.
+
+    Attributes:
+        sums: fp64 [k + 4], all that is kept; those of two sets of samples add up.
     """
 
     def __init__(self, proj_dim: int) -> None:
-        self._gradient = torch.zeros(proj_dim, dtype=torch.float64)  # sum Q phi
-        self._alignment = 0.0  # sum Q f
-        self._squares = 0.0  # sum |phi|^2
-        self._curved_squares = 0.0  # sum R |phi|^2
-        self._is_classification = True
+        self.sums = torch.zeros(proj_dim + len(_FIGURES), dtype=torch.float64)
 
     def add(self, features: Tensor, weight: Tensor, output: Tensor, curvature: Tensor) -> None:
         """Add samples: features [n, k], and Q, f and R of each, [n]."""
         rows = features.double()
         norms = rows.square().sum(1)
-        self._squares += float(norms.sum())
-        self._curved_squares += float(norms @ curvature.double())
-        q = weight.double() * (output > FITTED)
-        self._gradient += (q @ rows).cpu()
-        self._alignment += float(q @ output.double())
-        gap = (weight.double() - torch.sigmoid(-output.double())).abs()
-        self._is_classification &= bool((gap <= TOLERANCE).all())
+        q = weight.double()
+        fitted = q * (output > FITTED)
+        mismatch = (q - torch.sigmoid(-output.double())).abs() > TOLERANCE
+        figures = [
+            fitted @ output.double(),
+            norms.sum(),
+            norms @ curvature.double(),
+            mismatch.double().sum(),
+        ]
+        self.sums += torch.cat([fitted @ rows, torch.stack(figures)]).cpu()
 
     def value(self, *, curvature: bool) -> float | None:
         """Return lambda >= 0 for a kernel with curvature weights or without; None if not implied.
 
         A kernel without them is larger by sum |phi|^2 / sum R |phi|^2, and so is its ridge.
         """
-        if not (self._is_classification and self._alignment > 0 and self._curved_squares > 0):
+        gradient, figures = self.sums[: -len(_FIGURES)], self.sums[-len(_FIGURES) :]
+        alignment, squares, curved_squares, mismatches = figures.tolist()
+        if mismatches or not (alignment > 0 and curved_squares > 0):
             return None
-        ridge = float(self._gradient @ self._gradient) / self._alignment
-        return ridge if curvature else ridge * self._squares / self._curved_squares
+        ridge = float(gradient @ gradient) / alignment
+        return ridge if curvature else ridge * squares / curved_squares
 
 
 def choose_damping(kernel: Tensor, num_samples: int, implied: float | None = None) -> float:

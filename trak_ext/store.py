@@ -126,9 +126,10 @@ class DirectoryStore:
         path = self._folder(checkpoint, part) / _kernel_name(weighted)
         if not path.exists():
             return None
-        tensors, metadata = self._load(checkpoint, path, ("kernel",))
+        tensors, metadata = self._load(checkpoint, path, ("kernel", "implied"))
         return Kernel(
             tensors["kernel"],
+            tensors["implied"],
             int(metadata["num_samples"]),
             json.loads(metadata["data_digests"]),
         )
@@ -142,7 +143,8 @@ class DirectoryStore:
             "data_digests": json.dumps(kernel.data_digests),
         }
         path = self._folder(checkpoint, part) / _kernel_name(weighted)
-        self._save(checkpoint, path, {"kernel": kernel.matrix}, metadata)
+        tensors = {"kernel": kernel.matrix, "implied": kernel.implied}
+        self._save(checkpoint, path, tensors, metadata)
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None where it is not there."""

@@ -25,6 +25,7 @@ class Kernel(NamedTuple):
     """The kernel matrices of a checkpoint's finished part, and what they were made of."""
 
     matrix: Tensor  # fp64 [blocks, k, k]
+    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
     num_samples: int
     data_digests: list[str]  # of each shard, in order
 
