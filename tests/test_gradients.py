@@ -93,8 +93,22 @@ def tokens(high):
     return lambda count: torch.randint(0, high, (count, 5))
 
 
+class UsedTwice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.again = self.first
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.again(torch.tanh(self.first(x)))))
+
+
 MODELS = {
     "mlp": (mlp, numbers(5)),
+    "used twice": (UsedTwice, numbers(5)),
     "conv": (conv_net, numbers(2, 4, 4)),
     "tied": (TiedText, tokens(CLASSES)),
     "attention": (Attention, tokens(11)),
