@@ -71,7 +71,7 @@ def _own_weights_after(model: nn.Module) -> Iterator[None]:
     `functional_call` does, but for a module that is there under two names (a layer used twice, the
     embedding of an encoder and a decoder): it is left with the weights of the call.
     """
-    stores = [store for m in model.modules() for store in (m._parameters, m._buffers)]
+    stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
     before = [dict(store) for store in stores]
     try:
         yield
