@@ -59,6 +59,33 @@ def test_gradients_reach_the_weights_through_methods_and_attributes():
     assert other.scale.grad is not None
 
 
+class UsedTwice(nn.Module):
+    """One layer under two names, and its weight under a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False)
+        self.second = self.first
+        self.third = nn.Linear(3, 3, bias=False)
+        self.third.weight = self.first.weight
+
+    def forward(self, x):
+        return self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_layer_under_two_names_keeps_its_own_weight(fails):
+    model, other, x = UsedTwice(), UsedTwice(), torch.randn(2, 3)
+    own, expected = model.first.weight, other(x)
+    functional = FunctionalModel(model, dict(other.named_parameters()))
+    if fails:
+        with pytest.raises(RuntimeError):
+            functional(torch.randn(2, 4))
+    else:
+        torch.testing.assert_close(functional(x), expected)
+    assert model.first.weight is model.second.weight is model.third.weight is own
+
+
 def test_torch_flags_come_back():
     def flags():
         backends = torch.backends.cuda

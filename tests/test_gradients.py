@@ -13,11 +13,8 @@ from torch.nn import functional as F
 import trak_ext.chunk_size
 from trak_ext.gradients import (
     GradientComputer,
-    batch_size,
     batch_tensors,
-    choose_parameters,
     eval_mode,
-    map_tensors,
 )
 from trak_ext.tasks import TASKS, Task
 
@@ -93,8 +90,22 @@ def tokens(high):
     return lambda count: torch.randint(0, high, (count, 5))
 
 
+class UsedTwice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.again = self.first
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.again(torch.tanh(self.first(x)))))
+
+
 MODELS = {
     "mlp": (mlp, numbers(5)),
+    "used twice": (UsedTwice, numbers(5)),
     "conv": (conv_net, numbers(2, 4, 4)),
     "tied": (TiedText, tokens(CLASSES)),
     "attention": (Attention, tokens(11)),
@@ -286,28 +297,6 @@ def test_parameters_that_are_not_chosen_are_never_differentiated(one_by_one):
         chosen._one_by_one = one_by_one
         with pytest.raises(ArithmeticError, match="differentiated"):
             collect(chosen, {}, batch)
-
-
-ALL = ["first.weight", "first.bias", "0.weight", "extra.weight"]
-CHOICES = [
-    (None, ["first.weight", "first.bias", "extra.weight"]),
-    ("*", ALL),
-    ("*.weight", ["first.weight", "0.weight", "extra.weight"]),
-    (["extra.*", "first.bias"], ["first.bias", "extra.weight"]),
-    (("0.weight",), ["0.weight"]),
-    ("[fe]*", ["first.weight", "first.bias", "extra.weight"]),
-    (["first.*", "*.bias"], ["first.weight", "first.bias"]),
-    (lambda name, parameter: parameter.dim() == 1, ["first.bias", "0.weight"]),
-    (lambda name, parameter: not parameter.requires_grad, ["0.weight"]),
-]
-
-
-@pytest.mark.parametrize(("params", "expected"), CHOICES)
-def test_choice_of_parameters_in_the_models_order(params, expected):
-    model = nn.ModuleDict({"first": nn.Linear(2, 3), "0": nn.PReLU(), "extra": nn.Embedding(2, 2)})
-    model["0"].weight.requires_grad_(False)
-    model["twice"] = model["extra"]
-    assert choose_parameters(model, params) == expected
 
 
 @pytest.mark.parametrize("params", ["*.weight", lambda name, parameter: name.endswith("weight")])
@@ -645,13 +634,3 @@ def test_batches_of_any_nesting(nest):
     expected, _ = loop(model, model.state_dict(), (x, y))
     got, _ = collect(GradientComputer(model, Task("mine", function)), {}, nest(x, y))
     assert_same(got, expected, 1e-5)
-
-
-def test_helpers_for_batches():
-    batch = {"a": torch.zeros(3, 2), "b": [torch.ones(3), (torch.zeros(3, 1, 1),)]}
-    assert batch_size(batch) == 3
-    assert [tuple(tensor.shape) for tensor in batch_tensors(batch)] == [(3, 2), (3,), (3, 1, 1)]
-    mapped = map_tensors(lambda tensor: tensor[:2], batch)
-    assert set(mapped) == {"a", "b"}
-    assert batch_size(mapped) == 2
-    assert mapped["b"][1][0].shape == (2, 1, 1)

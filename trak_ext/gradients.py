@@ -107,7 +107,8 @@ class GradientComputer:
         """
         total = batch_size(batch)
         samples = (batch, self._positions(index, batch))
-        chosen, constant, context = self._chosen(weights), self._constant(weights), context or {}
+        chosen, constant = self._chosen(weights), self._constant(weights)
+        context = {name: tensor.to(samples[1].device) for name, tensor in (context or {}).items()}
         if total == 0:
             return
         with eval_mode(self.model):
@@ -143,10 +144,9 @@ class GradientComputer:
         call.
         """
         samples = (batch, self._positions(index, batch))
+        context = {name: tensor.to(samples[1].device) for name, tensor in (context or {}).items()}
         with eval_mode(self.model):
-            return self._measure(
-                self._chosen(weights), self._constant(weights), context or {}, samples
-            )
+            return self._measure(self._chosen(weights), self._constant(weights), context, samples)
 
     def _measure(
         self,
