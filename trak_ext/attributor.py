@@ -50,7 +50,9 @@ class Attributor:
             pattern or several, or a predicate (name, parameter).
         store: Folder for the features, to resume and to attribute later without the training data;
             None keeps them in memory.
-        device: Where gradients are computed; None for the model's.
+        device: Where gradients, features and scores are computed; None for the model's. Features
+            are kept in memory of the CPU, or in the store, and come to a CUDA device a block at a
+            time for scoring.
         chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
             they would take more than 256 MiB.
         progress: Whether to show progress bars.
@@ -179,7 +181,7 @@ class Attributor:
         fitted = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)
-        scores = FittedScores(fitted, self.estimator)
+        scores = FittedScores(fitted, self.estimator, self.device)
         solved, target_ids = self._solve_targets(test_loader, scores, target_task)
         if top_k is None:
             return scores.score(solved)
@@ -193,7 +195,7 @@ class Attributor:
         (1/M sum_m c_mi phi_mi^T K_m^-1 phi_mi) (1/M sum_m Q_mi): the diagonal of `attribute` on the
         training set.
         """
-        return FittedScores(self._open_fitted(), self.estimator).self_influence()
+        return FittedScores(self._open_fitted(), self.estimator, self.device).self_influence()
 
     # --- what made it -----------------------------------------------------------------------------
 

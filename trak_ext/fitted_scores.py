@@ -9,6 +9,7 @@ from .estimator import Estimator
 from .fitted import FittedFeatures
 from .solved_targets import SolvedTargets, TopK, merge_top_k
 from .store import SampleId
+from .streaming import score_streamed, top_k_streamed
 
 
 class FittedScores:
@@ -17,11 +18,15 @@ class FittedScores:
     Args:
         fitted: The training samples' features, M checkpoints with b projection blocks each.
         estimator: Its options.
+        device: Where scores are made: the CPU, or a CUDA device that features are streamed to.
+            Kernel matrices and their factors, in fp64, are the CPU's.
     """
 
-    def __init__(self, fitted: FittedFeatures, estimator: Estimator) -> None:
+    def __init__(self, fitted: FittedFeatures, estimator: Estimator, device: torch.device) -> None:
         self._fitted = fitted
         self._estimator = estimator
+        self._streamed = device.type == "cuda"
+        self._device = device if self._streamed else torch.device("cpu")
 
     @property
     def num_samples(self) -> int:
@@ -30,18 +35,22 @@ class FittedScores:
 
     def score(self, solved: Tensor) -> Tensor:
         """Return scores fp32 [n, t] of targets K^-1 phi(z) / (M b), [M b, t, k]."""
-        targets = SolvedTargets(solved, torch.float32)
+        targets = SolvedTargets(solved.to(self._device), torch.float32)
         coefficients = self._coefficients()
         scores = torch.empty((self._fitted.num_samples, solved.shape[1]), dtype=torch.float32)
         for block in self._fitted.samples():
             rows = slice(block.start, block.start + len(block.weight))
             part = None if coefficients is None else coefficients[:, rows]
-            scores[rows] = targets.score(block.features, block.weight, part)
+            arguments = (block.features, block.weight, part)
+            if self._streamed:
+                scores[rows] = score_streamed(targets, *arguments)
+            else:
+                scores[rows] = targets.score(*arguments)
         return scores
 
     def top_k(self, solved: Tensor, k: int, largest: bool) -> TopK:
         """Return the best k of the same scores for each target, with ids if there are any."""
-        targets = SolvedTargets(solved, torch.float32)
+        targets = SolvedTargets(solved.to(self._device), torch.float32)
         coefficients = self._coefficients()
         best = TopK(
             torch.empty((solved.shape[1], 0), dtype=torch.float32),
@@ -52,8 +61,13 @@ class FittedScores:
             rows = slice(block.start, block.start + len(block.weight))
             part = None if coefficients is None else coefficients[:, rows]
             count = min(k, len(block.weight))
-            found = targets.top_k(block.features, block.weight, count, largest, part)
-            best = merge_top_k(best, TopK(found.values, found.indices + block.start), k, largest)
+            arguments = (block.features, block.weight, count, largest, part)
+            if self._streamed:
+                found = top_k_streamed(targets, *arguments)
+            else:
+                found = targets.top_k(*arguments)
+            found = TopK(found.values.cpu(), found.indices.cpu() + block.start)
+            best = merge_top_k(best, found, k, largest)
             ids.extend(block.ids or [])
         if ids and len(ids) == self._fitted.num_samples:
             best.ids = [[ids[i] for i in row] for row in best.indices.tolist()]
