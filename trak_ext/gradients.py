@@ -249,7 +249,7 @@ class GradientComputer:
                 "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
                 f"this model ({str(error).strip().splitlines()[0]})",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
             return result
 
