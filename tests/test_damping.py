@@ -1,4 +1,4 @@
-"""trak_ext.damping: the rule where its answer is known, and what it must not depend on."""
+"""The rule for damping where its answer is known, and what it must not depend on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext.damping import LEAST, MOST, USUAL, ImpliedRidge, choose_damping
+from trak_ext.attribution.damping import LEAST, MOST, USUAL, ImpliedRidge, choose_damping
 
 
 def ridge_of(kernel, num_samples, **options):
@@ -44,7 +44,7 @@ def trained_with_ridge(ridge, n=200, d=6, steps=60):
 
 def test_the_ridge_of_a_linear_model_is_found(monkeypatch):
     """With every sample counted, |sum Q g|^2 / sum Q f is the ridge it was trained with."""
-    monkeypatch.setattr("trak_ext.damping.FITTED", -torch.inf)
+    monkeypatch.setattr("trak_ext.attribution.damping.FITTED", -torch.inf)
     for ridge in (0.1, 1.0, 30.0):
         assert implied(*trained_with_ridge(ridge)) == pytest.approx(ridge, rel=1e-9)
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import trak_ext
 from trak_ext import Attributor, reference
-from trak_ext.damping import ImpliedRidge, choose_damping
-from trak_ext.estimator import Estimator
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping
+from trak_ext.attribution.estimator import Estimator
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
 

@@ -8,7 +8,7 @@ from test_estimator import fitted, setting
 
 from late_transport import LateTransport
 from trak_ext import streaming
-from trak_ext.fitted_scores import FittedScores
+from trak_ext.attribution.scores import FittedScores
 
 
 @pytest.mark.parametrize("options", [{}, {"leverage": True, "curvature": True, "blocks": 2}])

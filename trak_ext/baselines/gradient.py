@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check, ops
-from ..checkpoints import Checkpoint
 from ..gradients import GradientComputer, ParameterChoice
+from ..inputs.checkpoints import Checkpoint
 from ..projector import MAX_PROJ_DIM, MAX_SEED, project
 from ..tasks import Task
 from .base import Baseline, Features

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from .. import evaluation, report
-from ..attributor import Attributor
+from ..attribution.attributor import Attributor
 from ..baselines import GradientProduct
 from ..runtime import build_info
 from ..solved_targets import TopK

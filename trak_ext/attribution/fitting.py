@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import loaders
-from . import store as stores
+from .. import store as stores
+from ..inputs import loaders
+from ..inputs.batches import batch_tensors
+from ..store import Context, DirectoryStore, Kernel, MemoryStore, StoreError
+from ..store.digest import SampleDigest
 from .block_kernels import BlockKernels
-from .digest import SampleDigest
 from .features import FeatureMaker
-from .gradients import batch_tensors
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
-from .store import Context, DirectoryStore, Kernel, MemoryStore, StoreError
 
 
 class Mark(NamedTuple):

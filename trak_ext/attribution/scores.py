@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..solved_targets import SolvedTargets, TopK, merge_top_k
+from ..store import SampleId
+from ..streaming import score_streamed, top_k_streamed
 from .estimator import Estimator
 from .fitted import FittedFeatures
-from .solved_targets import SolvedTargets, TopK, merge_top_k
-from .store import SampleId
-from .streaming import score_streamed, top_k_streamed
 
 
 class FittedScores:

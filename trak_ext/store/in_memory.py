@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .store_records import Context, Kernel, Shard, compare_settings
+from .records import Context, Kernel, Shard, compare_settings
 
 
 class MemoryStore:

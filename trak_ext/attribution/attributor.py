@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import _C, _check, loaders
-from .checkpoints import Checkpoint, Checkpoints
-from .devices import choose_device
-from .digest import settings_digest
+from .. import _C, _check
+from ..gradients import GradientComputer, ParameterChoice
+from ..inputs import loaders
+from ..inputs.checkpoints import Checkpoint, Checkpoints
+from ..inputs.devices import choose_device
+from ..kernel import solve_targets
+from ..solved_targets import TopK
+from ..store import SampleId, Shard, open_store
+from ..store.digest import settings_digest
+from ..tasks import Task, get_task
 from .estimator import Estimator
 from .features import FeatureMaker
 from .fitted import FittedFeatures
-from .fitted_scores import FittedScores
 from .fitting import PartFitter, on_device, require_context
-from .gradients import GradientComputer, ParameterChoice
-from .kernel import solve_targets
+from .scores import FittedScores
 from .shard_builder import ShardBuilder, changed_data
-from .solved_targets import TopK
-from .store import SampleId, Shard, open_store
-from .tasks import Task, get_task
 
 
 class Attributor:
@@ -40,7 +41,7 @@ class Attributor:
             None for the model as it is. Checkpoint m has model_id m.
         proj_dim: Features k a sample, checkpoint and projection block, at least 1.
         kind, seed, precision: As in `trak_ext.project`.
-        damping: lambda / (tr(K)/k), or "auto" for `trak_ext.damping.choose_damping` of each
+        damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each
             checkpoint's kernel and fit.
         ridge, curvature, leverage: As in `trak_ext.score`; curvature as a flag, R being the task's.
             A store serves any damping and any of these.

@@ -17,28 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from .digest import settings_digest, tensor_bytes
-from .memory_store import MemoryStore
-from .store_records import Context, Kernel, SampleId, Shard, StoreError, compare_settings
-
-__all__ = [
-    "Context",
-    "DirectoryStore",
-    "Kernel",
-    "MemoryStore",
-    "SampleId",
-    "Shard",
-    "StoreError",
-    "open_store",
-    "shard_rows",
-]
+from .in_memory import MemoryStore
+from .records import Context, Kernel, Shard, StoreError, compare_settings
 
 FORMAT_VERSION = 2
-_SHARD_VALUES = 2**23  # features a shard: 32 MiB
-
-
-def shard_rows(width: int) -> int:
-    """Return the samples a shard holds: a function of the features a sample, so that runs agree."""
-    return max(1, min(8192, _SHARD_VALUES // width))
 
 
 class DirectoryStore:

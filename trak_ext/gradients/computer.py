@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from .batches import batch_size, batch_tensors, map_tensors
+from ..inputs.batches import batch_size, batch_tensors, map_tensors
+from ..tasks import Task
 from .chunk_size import ChunkSize
 from .functional import FunctionalModel, eval_mode, plain_attention
 from .memory import PeakBytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
-from .tasks import Task
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _check
+from .. import _check
 
 __all__ = ["ImpliedRidge", "choose_damping"]
 

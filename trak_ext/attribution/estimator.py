@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
+from .. import _check
+from ..kernel import factor_kernel, leverage_coefficients, leverages
 from .damping import ImpliedRidge, choose_damping
-from .kernel import factor_kernel, leverage_coefficients, leverages
 
 
 @dataclass(frozen=True)

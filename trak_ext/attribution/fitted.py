@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import store as stores
+from .. import store as stores
+from ..store import DirectoryStore, MemoryStore, SampleId, StoreError
 from .block_kernels import BlockKernels
 from .fitting import read_mark
-from .store import DirectoryStore, MemoryStore, SampleId, StoreError
 
 
 class SampleBlock(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernel import KernelAccumulator
+from ..store import Shard
 from .damping import ImpliedRidge
-from .kernel import KernelAccumulator
-from .store import Shard
 
 
 class BlockKernels:
