@@ -54,13 +54,17 @@ class Attributor:
         device: Where gradients, features and scores are computed; None for the model's. Features
             are kept in memory of the CPU, or in the store, and come to a CUDA device a block at a
             time for scoring.
-        chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
-            they would take more than 256 MiB.
+        chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
+            half of the free memory takes. Halved, with a warning, where memory runs out.
         progress: Whether to show progress bars.
 
     Loaders yield (inputs, labels) or mappings, in the same order every time: a sample's position is
     its identity. A mapping may carry ids under "sample_id", integers or strings, which results then
     carry too. Autocast is honoured: call `fit` and `attribute` under it.
+
+    Memory of `fit`, beside the model and one checkpoint's weights: chunk_size times
+    `GradientComputer.sample_bytes`, a batch, a shard of features (64 MiB with its copy) and
+    8 blocks (proj_dim + 4) proj_dim bytes of kernel matrices; without a store, all features too.
 
     A store made with fewer checkpoints is continued by `fit`, and one made with more is read as far
     as needed; the ones in common must be the same, in the same order.
