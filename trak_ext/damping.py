@@ -20,23 +20,30 @@ __all__ = ["ImpliedRidge", "choose_damping"]
 
 LEAST, MOST = 1.0, 10.0  # bounds of lambda, in mean squared feature norms tr(K)/n
 USUAL = 3.0  # where nothing is known of the fit: near the bounds' geometric mean
-FITTED = 1.0  # outputs f above this, p > .73, count as fitted
+FITTED = 1.0  # outputs above this count as fitted
+FITTED_SHARE = 0.25  # or above this share of their median, where that is known
 TOLERANCE = 1e-2  # of Q - sigmoid(-f), which bf16 outputs leave
 
 
 class ImpliedRidge:
     """The ridge that a trained checkpoint's outputs and loss gradients imply, in kernel units.
 
-    Only samples that the model has fitted (f > 1) are used, since a sample that the checkpoint did
-    not train on, as with checkpoints trained on subsets, is not in balance with its weights, and
-    shows it by a large loss. It holds for classification alone, where Q = sigmoid(-f): a task
-    whose Q is anything else implies nothing. A few rows at a time may be added.
+    Only samples that the model has fitted are used, since a sample that the checkpoint did not
+    train on, as with checkpoints trained on subsets, is not in balance with its weights, and shows
+    it by a large loss. It holds for classification alone, where Q = sigmoid(-f): a task whose Q is
+    anything else implies nothing. Features come a few rows at a time.
 
     Args:
         proj_dim: Features a sample, k.
+        outputs: f of all samples of the checkpoint, [n], if known beforehand: those above a quarter
+            of their median then count as fitted. Otherwise those above 1 (p > .73) do, which is a
+            little less good with checkpoints trained on subsets.
     """
 
-    def __init__(self, proj_dim: int) -> None:
+    def __init__(self, proj_dim: int, outputs: Tensor | None = None) -> None:
+        self._threshold = FITTED
+        if outputs is not None and outputs.numel():
+            self._threshold = FITTED_SHARE * max(float(outputs.double().median()), 0.0)
         self._gradient = torch.zeros(proj_dim, dtype=torch.float64)  # sum Q phi
         self._alignment = 0.0  # sum Q f
         self._squares = 0.0  # sum |phi|^2
@@ -49,7 +56,7 @@ class ImpliedRidge:
         norms = rows.square().sum(1)
         self._squares += float(norms.sum())
         self._curved_squares += float(norms @ curvature.double())
-        q = weight.double() * (output > FITTED)
+        q = weight.double() * (output > self._threshold)
         self._gradient += (q @ rows).cpu()
         self._alignment += float(q @ output.double())
         gap = (weight.double() - torch.sigmoid(-output.double())).abs()
