@@ -9,7 +9,7 @@ from torch import nn
 
 import trak_ext
 from trak_ext import Attributor, reference
-from trak_ext.attribution.damping import ImpliedRidge, choose_damping
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping, ridge_of_sums
 from trak_ext.attribution.estimator import Estimator
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
@@ -121,9 +121,12 @@ def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
         for b in range(2):
             columns = slice(b * PROJ_DIM, (b + 1) * PROJ_DIM)
             own = torch.tensor(phi[m, :, columns])
-            ridge = ImpliedRidge(PROJ_DIM)
-            ridge.add(own, *(torch.tensor(part[m]) for part in (q, f, r)))
-            implied = ridge.value(curvature=curvature)
+            sums, begin = 0, 0
+            for end in ends:  # each part knows the median of its own outputs
+                ridge = ImpliedRidge(PROJ_DIM, torch.tensor(f[m, begin:end]))
+                ridge.add(own[begin:end], *(torch.tensor(p[m, begin:end]) for p in (q, f, r)))
+                sums, begin = sums + ridge.sums, end
+            implied = ridge_of_sums(sums, curvature=curvature)
             kernel = trak_ext.kernel_matrix(own, torch.tensor(r[m]) if curvature else None)
             damping = choose_damping(kernel, NUM_TRAIN, implied)
             part = reference.score(

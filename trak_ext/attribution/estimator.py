@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _check
 from ..kernel import factor_kernel, leverage_coefficients, leverages
-from .damping import ImpliedRidge, choose_damping
+from .damping import choose_damping, ridge_of_sums
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class Estimator:
     def _damping(self, kernel: Tensor, num_samples: int, sums: Tensor) -> float:
         if not isinstance(self.damping, str):
             return self.damping
-        fit = ImpliedRidge(len(kernel))
-        fit.sums = sums
-        return choose_damping(kernel, num_samples, fit.value(curvature=self.curvature))
+        implied = ridge_of_sums(sums, curvature=self.curvature)
+        return choose_damping(kernel, num_samples, implied)
 
     def leverage_and_coefficients(
         self, factor: Tensor, features: Tensor, curvature: Tensor

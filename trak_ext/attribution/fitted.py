@@ -88,7 +88,7 @@ class FittedFeatures:
             fp64 [blocks, k, k] and fp64 [blocks, k + 4].
         """
         sums = BlockKernels(self._proj_dim, self._blocks, weighted)
-        matrices, implied = sums.matrices(), sums.implied()
+        matrices, implied = sums.matrices(), sums.implied([])
         for part, size in enumerate(self.part_sizes):
             kernel = self._store.read_kernel(m, part, weighted)
             if kernel is not None:
@@ -99,7 +99,9 @@ class FittedFeatures:
             for start, stop in self._ranges(size):
                 sums.add(self._read(m, start, stop, part))
             matrices += sums.matrices()
-            implied += sums.implied()
+            other = self._store.read_kernel(m, part, not weighted)
+            assert other is not None, "a finished part has one of the two"
+            implied += other.implied  # the same for either
         return matrices, implied
 
     def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:

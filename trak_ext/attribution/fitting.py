@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .. import store as stores
 from ..inputs import loaders
 from ..inputs.batches import batch_tensors
-from ..store import Context, DirectoryStore, Kernel, MemoryStore, StoreError
+from ..store import Context, DirectoryStore, Kernel, MemoryStore, Shard, StoreError
 from ..store.digest import SampleDigest
 from .block_kernels import BlockKernels
 from .features import FeatureMaker
@@ -114,9 +114,17 @@ class PartFitter:
         if self._expected is not None and len(digests) != len(self._expected):
             raise changed_data("train_loader", count, count)
         if kernel is not None:
-            made = Kernel(kernel.matrices(), kernel.implied(), count, digests)
+            implied = kernel.implied(self._stored(m, count))
+            made = Kernel(kernel.matrices(), implied, count, digests)
             store.write_kernel(m, made, part, self._weighted)
         self._expected = digests
+
+    def _stored(self, m: int, count: int) -> Iterator[Shard]:
+        """Yield the shards of `count` samples, which are in the store."""
+        for start in range(0, count, self._rows):
+            shard = self._store.read(m, start, min(start + self._rows, count), self._part)
+            assert shard is not None, "written just now"
+            yield shard
 
     def _context(
         self,
