@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,11 +51,11 @@ def test_short_run(bench, tmp_path, capsys):
     assert kept["outputs"].std(0).min() > 0  # retraining matters to every target
     assert results["test_accuracy"] > 1 / 6
     assert "LDS on docstrings" in capsys.readouterr().out
-    other = bench.parse(f"--num-train 48 --num-test 18 --subsets 4 --truth {truth}".split())
+    sizes = SimpleNamespace(
+        train=SimpleNamespace(labels=torch.zeros(48)), test=SimpleNamespace(labels=torch.zeros(18))
+    )
     with pytest.raises(ValueError, match="truth: expected the subsets of these settings"):
-        bench.retrain_on_halves(
-            bench.make_task(48, 18, 0), other.subsets, 1, other.seed, other.truth
-        )
+        bench.retrain_on_halves(sizes, 4, 1, 0, str(truth))
 
 
 def test_committed_results_hold_the_gate():
