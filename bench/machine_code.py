@@ -36,14 +36,18 @@ STAGES_PER_SUPERBLOCK = 4
 ALU_OF_TARGET = {"LOP3", "SHF", "IADD3", "VIADD", "PRMT"}
 ALU = ALU_OF_TARGET | {"LEA", "ISETP", "SEL", "FMNMX", "FSETP", "FSEL", "IABS", "VIMNMX", "IMNMX"}
 LOADS = {"LDS", "LDG", "LD", "LDGSTS"}
+# The warp's matrix instruction, and the warpgroup's (wgmma), of which a warp has a quarter.
+MATRIX = {"HMMA", "HGMMA"}
 
-# Multiprocessors, GHz, and cycles of one of a multiprocessor's four schedulers: a bf16 m16n8k16
-# instruction at the data sheet's rate (which sm_90 reaches only through wgmma), an ALU instruction,
+# Multiprocessors, GHz, and cycles of one of a multiprocessor's four schedulers: a bf16 product of
+# 16 x 8 x 16 at the data sheet's rate (which sm_90 reaches only through wgmma), an ALU instruction,
 # an integer multiply-add.
 DEVICES = {80: ("A100", 108, 1.41, 8, 2, 2), 90: ("H200", 132, 1.83, 4, 2, 2)}
 # Bytes of shared memory a block.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
 SHARED_LIMIT = max(SHARED_LIMITS.values())
+PATHS = ["mma", "wgmma"]
+PIPES = ["matrix", "issue", "alu", "imad", "shared"]
 SHAPES = [(32, 10**7, 4096), (64, 10**8, 8192), (8, 10**9, 4096)]
 
 
@@ -71,12 +75,21 @@ class Kernel:
 
     @property
     def tile(self) -> tuple[str, int, int, int] | None:
-        """Return (kind, passes, columns a warp, rows) of a multiplying kernel, else None."""
+        """Return (kind, passes, columns a warp, rows) of a multiplying kernel, else None.
+
+        The warpgroup's kernels are there for every architecture, and all but sm_90a's are a trap.
+        """
         found = re.search(r"\d(Rademacher|Normal)EntriesELi(\d+)ELi(\d+)ELi(\d+)E", self.name)
-        if found is None:
+        if found is None or (self.path == "wgmma" and not self.opcodes["HGMMA"]):
             return None
-        passes, column_tiles, row_tiles = map(int, found.groups()[1:])
-        return found[1].lower(), passes, 16 * column_tiles, 8 * row_tiles
+        passes, column_tiles, rows = map(int, found.groups()[1:])
+        rows *= 1 if self.path == "wgmma" else 8
+        return found[1].lower(), passes, 16 * column_tiles, rows
+
+    @property
+    def path(self) -> str:
+        """Return the path that the kernel belongs to, as TRAK_EXT_CUDA_PATH names it."""
+        return "wgmma" if "WarpgroupTile" in self.name else "mma"
 
     @property
     def scoring_tile(self) -> tuple[str, int, int] | None:
@@ -98,7 +111,7 @@ class Kernel:
                 return self.name
             return found[1] + {None: "", "0": " rademacher", "1": " normal"}[found[3]]
         kind, passes, columns, rows = self.tile
-        return f"{kind} x{passes} [{columns} x {rows}]"
+        return f"{self.path} {kind} x{passes} [{columns} x {rows}]"
 
 
 def find_cuobjdump() -> str | None:
@@ -157,11 +170,44 @@ class Block:
     role: str  # "multiply", "generate" or "staging"
     runs: float
     falls_through: bool
+    shared_cycles: float  # of the multiprocessor's shared memory, a run
 
 
 def branch_target(text: str) -> int | None:
     found = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
     return int(found[1], 16) if found else None
+
+
+def shared_cycles(text: str, rows: int) -> float:
+    """Return cycles of 128 bytes that an instruction of a warp takes of shared memory."""
+    name = opcode(text)
+    if name == "HGMMA":  # four warps read 16 x rows bf16 numbers together
+        return rows * 16 * 2 / 128 / 4
+    if name not in {"LDS", "STS", "LDGSTS"}:
+        return 0
+    return 4 if ".128" in text else 2 if ".64" in text else 1
+
+
+def turns(kernel: Kernel, loop: list[str], staging: bool) -> float:
+    """Return how often a stage runs the body of a loop inside the main loop."""
+    inside = [opcode(text) for text in loop]
+    copies_16 = any("LDGSTS" in text and ".128" in text for text in loop)
+    makes_operand_of_fp32 = "STS" in inside and any("LDS.128" in text for text in loop)
+    assert kernel.tile is not None
+    _, passes, _, rows = kernel.tile
+    matrix = sum(name in MATRIX for name in inside)
+    if matrix and kernel.path == "mma":
+        return STAGE_PARAMS // 16  # a step a turn
+    if matrix and "STS" in inside:
+        return 1  # the two turns of a warpgroup, each of which runs a part of the body
+    if matrix:
+        return STAGE_PARAMS // 16 * passes / matrix
+    if copies_16:
+        copies = sum("LDGSTS" in text for text in loop)  # of 4 elements, a turn
+        return max(1, rows * STAGE_PARAMS // 4 // 256) / copies
+    if kernel.path == "wgmma" and makes_operand_of_fp32:
+        return min(1.0, rows / 16)  # a unit a thread, see SharedOperand
+    return 0 if staging else 1
 
 
 def main_loop(kernel: Kernel) -> list[Block]:
@@ -172,9 +218,9 @@ def main_loop(kernel: Kernel) -> list[Block]:
     for address, text in kernel.code:
         target = branch_target(text)
         if target is not None and target < address:
-            inside = [opcode(t) for a, t in kernel.code if target <= a <= address]
+            inside = [t for a, t in kernel.code if target <= a <= address]
             loops.append((target, address, inside))
-    with_matrix = [loop for loop in loops if "HMMA" in loop[2]]
+    with_matrix = [loop for loop in loops if MATRIX & set(map(opcode, loop[2]))]
     begin, end, _ = max(with_matrix, key=lambda loop: loop[1] - loop[0])
     code = [(a, t) for a, t in kernel.code if begin <= a <= end]
     targets = {branch_target(text) for _, text in kernel.code}
@@ -192,7 +238,7 @@ def main_loop(kernel: Kernel) -> list[Block]:
         opcodes = collections.Counter(opcode(text) for _, text in block)
         wide = sum("IMAD.WIDE.U32" in text for _, text in block)
         role, runs = "staging", 1.0
-        if opcodes["HMMA"]:
+        if opcodes["HMMA"] or opcodes["HGMMA"] or opcodes["WARPGROUP"]:
             role = "multiply"
         elif wide >= 16:
             role, runs = "generate", 1 / STAGES_PER_SUPERBLOCK
@@ -201,17 +247,10 @@ def main_loop(kernel: Kernel) -> list[Block]:
         for low, high, inside in loops:
             if (low, high) == (begin, end) or not low <= block[0][0] <= high:
                 continue
-            copies_16 = any(
-                "LDGSTS" in text and ".128" in text for a, text in code if low <= a <= high
-            )
-            if "HMMA" in inside:
-                runs *= STAGE_PARAMS // 16  # a step a turn
-            elif copies_16:
-                runs *= max(1, rows * STAGE_PARAMS // 4 // 256)  # a copy of 4 elements a turn
-            elif role == "staging":
-                runs = 0
+            runs *= turns(kernel, inside, role == "staging")
         falls_through = opcode(block[-1][1]) != "BRA"
-        result.append(Block(opcodes, role, runs, falls_through))
+        cycles = sum(shared_cycles(text, rows) for _, text in block)
+        result.append(Block(opcodes, role, runs, falls_through, cycles))
     # What leads only to a path not taken is not taken either.
     for block, following in zip(result[-2::-1], result[:0:-1], strict=True):
         if block.role == "staging" and block.falls_through and following.runs == 0:
@@ -240,9 +279,10 @@ def loop_report(kernel: Kernel) -> dict[str, float]:
     _, _, columns, _ = kernel.tile
     blocks = main_loop(kernel)
     pairs = columns * STAGE_PARAMS / 2 / 32  # of entries, a thread
-    matrix = count(blocks, {"HMMA"}, ALL)
+    matrix = count(blocks, MATRIX, ALL)
     return {
         "matrix": matrix,
+        "shared_cycles": sum(block.runs * block.shared_cycles for block in blocks),
         "issue": count(blocks, None, ALL),
         "issue_staging": count(blocks, None, {"staging"}),
         "alu": count(blocks, ALU, ALL),
@@ -261,6 +301,8 @@ def bound_times(kernel: Kernel, shape: tuple[int, int, int]) -> dict[str, float]
     assert kernel.tile is not None
     _, _, columns, rows = kernel.tile
     _, multiprocessors, gigahertz, matrix_cycles, alu_cycles, imad_cycles = DEVICES[kernel.arch]
+    if kernel.path == "wgmma":
+        matrix_cycles *= rows // 8
     batch, params, proj_dim = shape
     report = loop_report(kernel)
     warp_stages = -(-params // STAGE_PARAMS) * -(-proj_dim // columns) * -(-batch // rows)
@@ -270,6 +312,7 @@ def bound_times(kernel: Kernel, shape: tuple[int, int, int]) -> dict[str, float]
         "issue": unit * report["issue"],
         "alu": unit * report["alu"] * alu_cycles,
         "imad": unit * report["imad"] * imad_cycles,
+        "shared": 4 * unit * report["shared_cycles"],
     }
 
 
@@ -279,10 +322,18 @@ def tile_key(kernel: dict[str, Any]) -> tuple[str, int, int, int]:
     return kernel["kind"], kernel["passes"], columns, kernel["tile_rows"]
 
 
-def kernel_for(kernels: list[Kernel], arch: int, kind: str, passes: int, batch: int) -> Kernel:
+def default_path(arch: int) -> str:
+    """Return the path that devices of an architecture take unless told otherwise."""
+    return "wgmma" if arch == 90 else "mma"
+
+
+def kernel_for(
+    kernels: list[Kernel], arch: int, kind: str, passes: int, batch: int, path: str | None = None
+) -> Kernel:
     """Return the kernel that a batch gets: the smallest tile that holds it, else the largest."""
-    tiles = {k.tile: k for k in kernels if k.arch == arch}
-    keys = [tile_key(k) for k in _C.cuda_kernels(SHARED_LIMITS[arch])]
+    path = path or default_path(arch)
+    tiles = {k.tile: k for k in kernels if k.arch == arch and k.path == path}
+    keys = [tile_key(k) for k in _C.cuda_kernels(path, SHARED_LIMITS[arch])]
     keys = sorted((key for key in keys if key[:2] == (kind, passes)), key=lambda key: key[3])
     return tiles[next((key for key in keys if key[3] >= batch), keys[-1])]
 
@@ -298,13 +349,15 @@ def main() -> None:
         raise SystemExit("needs cuobjdump (pip install triton has one) and a build with CUDA")
     kernels = read_kernels(cuobjdump, _C.__file__)
     kernels = [k for k in kernels if not options.arch or k.arch in options.arch]
-    dynamic = {tile_key(k): k for k in _C.cuda_kernels(SHARED_LIMIT)}
+    dynamic = {
+        (path, tile_key(k)): k for path in PATHS for k in _C.cuda_kernels(path, SHARED_LIMIT)
+    }
     table, records = [], []
     for kernel in sorted(kernels, key=lambda k: (k.arch, k.label)):
         shared = kernel.shared
         loop: dict[str, float] = {}
         if kernel.tile is not None and kernel.arch >= 80:
-            shared += dynamic[kernel.tile]["shared_bytes"]
+            shared += dynamic[kernel.path, kernel.tile]["shared_bytes"]
             loop = loop_report(kernel)
         names = ("matrix", "issue", "issue_staging", "alu_per_matrix", "loads_per_matrix")
         names += ("target_alu_per_pair", "target_alu_per_pair_with_staging", "issue_per_pair")
@@ -326,17 +379,17 @@ def main() -> None:
                 "shared_bytes": shared,
                 "stack": kernel.stack,
                 "spills": kernel.spills,
-                "matrix_instructions": kernel.opcodes["HMMA"],
+                "matrix_instructions": kernel.opcodes["HMMA"] + kernel.opcodes["HGMMA"],
                 "main_loop": loop,
             }
         )
     header = ["kernel x passes [columns a warp x rows]", "regs", "shared", "stack", "spills"]
     header += [
-        "HMMA",
+        "matrix",
         "issue",
         "staging",
-        "ALU/HMMA",
-        "loads/HMMA",
+        "ALU/matrix",
+        "loads/matrix",
         "ALU/pair",
         "all",
         "issue/pair",
@@ -348,27 +401,34 @@ def main() -> None:
         header,
         table,
     )
-    times = []
-    for arch in sorted({k.arch for k in kernels} & set(DEVICES)):
-        for batch, params, proj_dim in SHAPES:
+    times, bounds = [], []
+    paths = [
+        (arch, default_path(arch)) for arch in sorted({k.arch for k in kernels} & set(DEVICES))
+    ]
+    paths += [(arch, "mma") for arch, path in paths if path != "mma"]
+    for arch, path in paths:
+        for shape in SHAPES:
+            batch, params, proj_dim = shape
             for kind in ("rademacher", "normal"):
                 for passes in (1, 2, 3):
-                    kernel = kernel_for(kernels, arch, kind, passes, batch)
-                    bound = bound_times(kernel, (batch, params, proj_dim))
+                    kernel = kernel_for(kernels, arch, kind, passes, batch, path)
+                    bound = bound_times(kernel, shape)
+                    name = f"{DEVICES[arch][0]} {path} {kind} x{passes}"
                     times.append(
                         [
-                            f"{DEVICES[arch][0]} {kind} x{passes}",
+                            name,
                             f"({batch}, {params:.0e}, {proj_dim})",
-                            *(f"{bound[name]:.1f}" for name in ("matrix", "issue", "alu", "imad")),
-                            max(bound, key=lambda name: bound[name]),
+                            *(f"{bound[pipe]:.1f}" for pipe in PIPES),
+                            max(bound, key=lambda pipe: bound[pipe]),
                         ]
                     )
+                    bounds.append({"kernel": name, "shape": shape, "milliseconds": bound})
     measure.print_table(
         "ms, from machine code, not timed: each pipe as if the others were free",
-        ["kernel", "(B, P, k)", "matrix", "issue", "ALU", "IMAD", "largest"],
+        ["kernel", "(B, P, k)", *PIPES, "largest"],
         times,
     )
-    measure.write_json(options.json, "machine_code", {}, records)
+    measure.write_json(options.json, "machine_code", {"bounds": bounds}, records)
 
 
 if __name__ == "__main__":

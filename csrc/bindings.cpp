@@ -223,9 +223,10 @@ void bind_cuda_top_k(const std::vector<uintptr_t>& features,
              {at<char>(workspace), workspace_bytes}, {device, stream});
 }
 
-py::list bind_cuda_kernels(int64_t shared_limit) {
+py::list bind_cuda_kernels(const std::string& path, int64_t shared_limit) {
   py::list list;
-  for (const CudaKernel& kernel : cuda_kernels(shared_limit)) {
+  for (const CudaKernel& kernel :
+       cuda_kernels(choose_path(path.c_str(), CudaPath::kWgmma), shared_limit)) {
     py::dict entry;
     entry["kind"] = kernel.kind == Kind::kRademacher ? "rademacher" : "normal";
     entry["passes"] = kernel.passes;
@@ -289,6 +290,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_workspace_bytes", &trak_ext::bind_cuda_workspace_bytes);
   m.def("cuda_project", &trak_ext::bind_cuda_project);
   m.def("cuda_fill_matrix", &trak_ext::bind_cuda_fill_matrix);
+  m.def("cuda_projection_path", &trak_ext::cuda_projection_path);
   m.def("cuda_kernels", &trak_ext::bind_cuda_kernels);
   m.def("cuda_scoring_workspace_bytes_float", &trak_ext::bind_cuda_scoring_workspace_bytes<float>);
   m.def("cuda_scoring_workspace_bytes_double",

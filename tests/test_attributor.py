@@ -153,7 +153,9 @@ def brute_force(task, model, states, train, test, *, damping=1.0, kind="rademach
 
 
 def attributor(model, task="image_classification", **options):
-    return Attributor(model, task, **{"proj_dim": PROJ_DIM, "progress": False, **options})
+    return Attributor(
+        model, task, **{"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
+    )
 
 
 def assert_scores(got, expected, tolerance=1e-4):

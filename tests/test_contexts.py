@@ -43,9 +43,8 @@ def cut(data, *ends):
 
 def attributor(store=None, task="clip", **options):
     model, states, _, _ = setting()
-    return Attributor(
-        model, task, checkpoints=states, store=store, proj_dim=PROJ_DIM, progress=False, **options
-    )
+    options = {"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
+    return Attributor(model, task, checkpoints=states, store=store, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -146,6 +146,35 @@ def test_a_device_that_is_not_current():
 
 
 @device
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("path", ["plain", "mma", "wgmma"])
+def test_every_path_agrees_with_fp64(kind, precision, path, monkeypatch):
+    monkeypatch.setenv("TRAK_EXT_CUDA_PATH", path)
+    try:
+        assert _C.cuda_projection_path(torch.cuda.current_device()) == path
+    except ValueError as error:
+        pytest.skip(str(error))
+    law = {"kind": kind, "seed": 4, "param_offset": 3}
+    for rows in (3, 9, 17, 33, 67):
+        grads = torch.randn(rows, 40001, device="cuda")
+        exact, bound = exact_and_bound(grads, 600, **law)
+        got = trak_ext.project(grads, 600, precision=precision, **law)
+        assert ((got.cpu().double() - exact).abs() <= TOLERANCE[precision] * bound + 1e-30).all()
+    integers = torch.randint(-100, 101, (70, 9001), device="cuda").float()
+    got = trak_ext.project(integers, 530, kind="rademacher", precision=precision)
+    expected = trak_ext.project(integers.cpu(), 530, kind="rademacher")
+    assert torch.equal(got.cpu(), expected)
+
+
+@device
+def test_a_path_that_is_not_there_gets_one_sentence(monkeypatch):
+    monkeypatch.setenv("TRAK_EXT_CUDA_PATH", "fast")
+    with pytest.raises(ValueError, match=r"TRAK_EXT_CUDA_PATH: expected plain.*, got fast"):
+        trak_ext.project(torch.ones(1, 8, device="cuda"), 4)
+
+
+@device
 def test_opcheck():
     grads = [torch.randn(3, 10, device="cuda"), torch.randn(3, 4, device="cuda").half()]
     law = ("rademacher", 5, 6, 7, 0, "high")

@@ -38,19 +38,54 @@ def test_no_kernel_spills_or_uses_local_memory(kernels):
     assert [k.label for k in kernels if k.stack or k.local or k.spills] == []
 
 
+def has_warpgroups(arch):
+    return arch == 90 and "90a" in _C.cuda_build()["architectures"]
+
+
 def test_every_tile_is_there_and_has_matrix_instructions(report, kernels):
     for arch in {k.arch for k in kernels if k.arch >= 80}:
-        tiles = {k.tile: k for k in kernels if k.arch == arch and k.tile is not None}
-        assert set(tiles) == {report.tile_key(k) for k in _C.cuda_kernels(report.SHARED_LIMIT)}
-        assert all(kernel.opcodes["HMMA"] > 0 for kernel in tiles.values())
+        for path, instruction in (("mma", "HMMA"), ("wgmma", "HGMMA")):
+            tiles = {k.tile: k for k in kernels if (k.arch, k.path) == (arch, path) and k.tile}
+            expected = {report.tile_key(k) for k in _C.cuda_kernels(path, report.SHARED_LIMIT)}
+            if path == "wgmma" and not has_warpgroups(arch):
+                expected = set()
+            assert set(tiles) == expected
+            assert all(kernel.opcodes[instruction] > 0 for kernel in tiles.values())
+
+
+def test_the_warpgroups_kernels_are_told_from_traps_by_their_registers(kernels):
+    for kernel in kernels:
+        if kernel.path == "wgmma":
+            assert (kernel.registers > 40) == has_warpgroups(kernel.arch), kernel.label
+
+
+def test_matrix_instructions_of_warpgroups_overlap(kernels):
+    # Where ptxas cannot follow the registers of an instruction under way, it waits for each one.
+    for kernel in kernels:
+        if kernel.path == "wgmma" and kernel.tile is not None:
+            waits = [text for _, text in kernel.code if "WARPGROUP.DEPBAR" in text]
+            assert sum("gsb0, 0x1" in text for text in waits) >= len(waits) / 2, kernel.label
+            groups = sum("HGMMA" in text and "gsb0" in text for _, text in kernel.code)
+            _, passes, _, _ = kernel.tile
+            assert kernel.opcodes["HGMMA"] == passes * groups, kernel.label
+
+
+def test_the_matrix_pipe_binds_from_64_rows_on(report, kernels):
+    if not any(has_warpgroups(kernel.arch) for kernel in kernels):
+        pytest.skip("not built for sm_90a")
+    for passes in (2, 3):
+        kernel = report.kernel_for(kernels, 90, "rademacher", passes, 64)
+        bound = report.bound_times(kernel, (64, 10**8, 8192))
+        assert max(bound, key=lambda pipe: bound[pipe]) == "matrix", bound
 
 
 def test_no_kernel_asks_for_more_shared_memory_than_its_devices_have(report):
     # A block's limit on sm_86, 89 and 120, the least of those that run these kernels; on sm_80; on
     # sm_90 and 100. The runtime keeps nothing of it.
     for limit in (99 * 1024, 163 * 1024, 227 * 1024):
-        assert max(k["shared_bytes"] for k in _C.cuda_kernels(limit)) <= limit
-        assert {k["tile_rows"] for k in _C.cuda_kernels(limit)} >= {8, 32}
+        assert max(k["shared_bytes"] for k in _C.cuda_kernels("mma", limit)) <= limit
+        assert {k["tile_rows"] for k in _C.cuda_kernels("mma", limit)} >= {8, 32}
+    assert max(k["shared_bytes"] for k in _C.cuda_kernels("wgmma", limit)) <= limit
 
 
 def test_gradients_are_copied_asynchronously_16_bytes_at_a_time(kernels):
@@ -67,7 +102,8 @@ def test_signs_cost_at_most_one_and_a_half_alu_instructions_a_pair(report, kerne
     for kernel in found:
         figures = report.loop_report(kernel)
         _, passes, columns, rows = kernel.tile
-        assert figures["matrix"] == columns / 16 * rows / 8 * 8 * passes
+        steps = columns / 16 * 8 * passes
+        assert figures["matrix"] == steps * (1 if kernel.path == "wgmma" else rows / 8)
         assert figures["target_alu_per_pair"] <= 1.5, (kernel.label, figures)
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+import trak_ext
 from trak_ext import Attributor, reference
+from trak_ext.damping import ImpliedRidge, choose_damping
 from trak_ext.estimator import Estimator
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
@@ -26,7 +28,7 @@ def setting(checkpoints=2):
 
 def fitted(store=None, **options):
     model, states, train, _ = setting()
-    options = {"proj_dim": PROJ_DIM, "progress": False, **options}
+    options = {"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
     result = Attributor(model, "image_classification", checkpoints=states, store=store, **options)
     result.fit([train])
     return result
@@ -97,6 +99,43 @@ def test_self_influence_is_the_diagonal(name):
     assert float(difference) <= 1e-5 * float(diagonal.abs().max())
 
 
+@pytest.mark.parametrize("curvature", [False, True])
+@pytest.mark.parametrize("ends", [(29,), (7, 29)])
+def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
+    model, states, train, test = setting()
+    auto = Attributor(
+        model, "image_classification", checkpoints=states, proj_dim=PROJ_DIM, blocks=2,
+        curvature=curvature, progress=False,
+    )  # fmt: skip
+    assert auto.settings["damping"] == "auto"
+    start = 0
+    for part, stop in enumerate(ends):
+        auto.fit([tuple(t[start:stop] for t in train)], part=part)
+        start = stop
+    phi, q, r = features_of(fitted(blocks=2))
+    targets = targets_of(fitted(blocks=2))
+    f = np.stack([fitted(blocks=2)._store.read(m, 0).output.numpy() for m in range(2)])
+    assert np.allclose(q, 1 / (1 + np.exp(f)), atol=1e-6)
+    parts = []
+    for m in range(2):
+        for b in range(2):
+            columns = slice(b * PROJ_DIM, (b + 1) * PROJ_DIM)
+            own = torch.tensor(phi[m, :, columns])
+            ridge = ImpliedRidge(PROJ_DIM)
+            ridge.add(own, *(torch.tensor(part[m]) for part in (q, f, r)))
+            implied = ridge.value(curvature=curvature)
+            kernel = trak_ext.kernel_matrix(own, torch.tensor(r[m]) if curvature else None)
+            damping = choose_damping(kernel, NUM_TRAIN, implied)
+            part = reference.score(
+                phi[m : m + 1, :, columns], targets[m : m + 1, :, columns], np.ones((1, NUM_TRAIN)),
+                damping=damping, curvature=r[m : m + 1] if curvature else None,
+            )  # fmt: skip
+            parts.append(part)
+    expected = np.mean(parts, 0) * q.mean(0)[:, None]
+    got = auto.attribute([test]).numpy()
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
 def test_blocks_are_columns_of_one_matrix():
     wide, blocks = fitted(proj_dim=3 * PROJ_DIM), fitted(blocks=3)
     assert np.array_equal(features_of(wide)[0], features_of(blocks)[0])
@@ -112,7 +151,7 @@ def test_a_store_serves_any_estimator(first, tmp_path):
         for fit_again in (False, True):
             again = Attributor(
                 model, "image_classification", checkpoints=states, proj_dim=PROJ_DIM,
-                store=tmp_path, progress=False, **options,
+                store=tmp_path, progress=False, **{"damping": 1.0, **options},
             )  # fmt: skip
             if fit_again:
                 again.fit([train])
@@ -126,6 +165,7 @@ def test_a_store_serves_any_estimator(first, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"damping": "best"}, r"^damping: expected a number or 'auto', got 'best'"),
         ({"damping": -1.0}, r"^damping: expected .*, got -1"),
         ({"ridge": float("nan")}, r"^ridge: expected .*, got nan"),
         ({"curvature": 1}, r"^curvature: expected True or False, got 1"),
@@ -145,4 +185,4 @@ def test_settings_and_fingerprint_tell_estimators_apart(tmp_path):
     assert other.settings == {**plain.settings, "leverage": True}
     assert plain.fingerprint != other.fingerprint
     assert plain.fingerprint == fitted().fingerprint
-    assert Estimator().settings().items() <= plain.settings.items()
+    assert Estimator(1.0).settings().items() <= plain.settings.items()

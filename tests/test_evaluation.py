@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from trak_ext import evaluation
-from trak_ext.evaluation import LDS, lds
+from trak_ext.evaluation import LDS, bootstrap, lds
+from trak_ext.evaluation.bootstrap import central, mean_over_targets
+from trak_ext.evaluation.ranks import weighted_spearman
 
 
 def make_case(n_train=40, num_targets=7, num_subsets=25, *, seed=0, noise=1.0, levels=None):
@@ -88,38 +89,38 @@ def test_any_float_dtype_and_stride_is_taken_at_its_own_values(dtype):
 
 
 @pytest.mark.parametrize("levels", [None, 1])
-@pytest.mark.parametrize("block", [1, 500, evaluation.BLOCK_ELEMENTS])
+@pytest.mark.parametrize("block", [1, 500, bootstrap.BLOCK_ELEMENTS])
 def test_bootstrap_of_subsets_equals_literal_resampling(levels, block, monkeypatch):
-    monkeypatch.setattr(evaluation, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(bootstrap, "BLOCK_ELEMENTS", block)
     _, masks, outputs = case = make_case(num_targets=4, num_subsets=12, levels=levels)
     predictions = (masks.double() @ case[0]).T.contiguous()
     truth = outputs.T.contiguous()
     draws = torch.randint(12, (12, 30), generator=torch.Generator().manual_seed(3))
     counts = torch.stack([draws[:, r].bincount(minlength=12) for r in range(30)], 1).double()
 
-    got = evaluation._weighted_spearman(predictions, truth, counts)
+    got = weighted_spearman(predictions, truth, counts)
     for r in range(30):
         rows = draws[:, r]
         expected = [
             spearmanr(p[rows], o[rows]).statistic for p, o in zip(predictions, truth, strict=True)
         ]
         np.testing.assert_allclose(got[:, r].numpy(), expected, atol=1e-12)
-    means = evaluation._mean_over_targets(predictions, truth, counts)
+    means = mean_over_targets(weighted_spearman, (predictions, truth), counts)
     torch.testing.assert_close(means, got.mean(0), atol=1e-12, rtol=0)
 
 
 def test_resample_of_one_subset_alone_is_undefined_and_left_out():
     x = torch.tensor([[1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
     counts = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]], dtype=torch.float64)
-    means = evaluation._mean_over_targets(x, x, counts)
+    means = mean_over_targets(weighted_spearman, (x, x), counts)
     assert means.isnan().tolist() == [True, False, True]
-    assert evaluation._central(means) == (1.0, 1.0)
+    assert central(means) == (1.0, 1.0)
 
 
 def test_result_does_not_depend_on_the_block_size(monkeypatch):
     case = make_case(levels=2)
     whole = lds(*case, num_resamples=64)
-    monkeypatch.setattr(evaluation, "BLOCK_ELEMENTS", 700)
+    monkeypatch.setattr(bootstrap, "BLOCK_ELEMENTS", 700)
     blocks = lds(*case, num_resamples=64)
     torch.testing.assert_close(blocks.per_target, whole.per_target, atol=1e-14, rtol=0)
     assert blocks.interval_subsets == pytest.approx(whole.interval_subsets, abs=1e-12)

@@ -10,13 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import trak_ext.chunk_size
 from trak_ext.gradients import (
     GradientComputer,
-    batch_size,
     batch_tensors,
-    choose_parameters,
     eval_mode,
-    map_tensors,
 )
 from trak_ext.tasks import TASKS, Task
 
@@ -92,8 +90,22 @@ def tokens(high):
     return lambda count: torch.randint(0, high, (count, 5))
 
 
+class UsedTwice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.again = self.first
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.again(torch.tanh(self.first(x)))))
+
+
 MODELS = {
     "mlp": (mlp, numbers(5)),
+    "used twice": (UsedTwice, numbers(5)),
     "conv": (conv_net, numbers(2, 4, 4)),
     "tied": (TiedText, tokens(CLASSES)),
     "attention": (Attention, tokens(11)),
@@ -287,28 +299,6 @@ def test_parameters_that_are_not_chosen_are_never_differentiated(one_by_one):
             collect(chosen, {}, batch)
 
 
-ALL = ["first.weight", "first.bias", "0.weight", "extra.weight"]
-CHOICES = [
-    (None, ["first.weight", "first.bias", "extra.weight"]),
-    ("*", ALL),
-    ("*.weight", ["first.weight", "0.weight", "extra.weight"]),
-    (["extra.*", "first.bias"], ["first.bias", "extra.weight"]),
-    (("0.weight",), ["0.weight"]),
-    ("[fe]*", ["first.weight", "first.bias", "extra.weight"]),
-    (["first.*", "*.bias"], ["first.weight", "first.bias"]),
-    (lambda name, parameter: parameter.dim() == 1, ["first.bias", "0.weight"]),
-    (lambda name, parameter: not parameter.requires_grad, ["0.weight"]),
-]
-
-
-@pytest.mark.parametrize(("params", "expected"), CHOICES)
-def test_choice_of_parameters_in_the_models_order(params, expected):
-    model = nn.ModuleDict({"first": nn.Linear(2, 3), "0": nn.PReLU(), "extra": nn.Embedding(2, 2)})
-    model["0"].weight.requires_grad_(False)
-    model["twice"] = model["extra"]
-    assert choose_parameters(model, params) == expected
-
-
 @pytest.mark.parametrize("params", ["*.weight", lambda name, parameter: name.endswith("weight")])
 def test_chosen_gradients_equal_the_loop(params):
     model, batch = make("conv")
@@ -330,13 +320,76 @@ def test_chunks_do_not_matter(name, chunk_size):
     assert_same(got, expected, 1e-5)
 
 
-def test_chunks_of_large_models_are_small():
-    assert GradientComputer(mlp(), CLASSIFICATION).chunk_size == 256
-    with torch.device("meta"):
-        large = nn.Linear(2**13, 2**13, bias=False)  # 256 MiB
-        middle = nn.Linear(2**11, 2**11, bias=False)
-    assert GradientComputer(large, CLASSIFICATION).chunk_size == 1
-    assert GradientComputer(middle, CLASSIFICATION).chunk_size == 16
+def test_small_models_go_256_at_a_time():
+    computer = GradientComputer(mlp(), CLASSIFICATION)
+    batch = (torch.randn(300, 5), torch.randint(0, CLASSES, (300,)))
+    assert [len(part.output) for part in computer({}, batch)] == [256, 44]
+
+
+def test_a_sample_is_measured_where_chunks_might_not_fit(monkeypatch):
+    model = nn.Sequential(nn.Linear(5, 100), nn.Linear(100, CLASSES))
+    batch = (torch.randn(30, 5), torch.randint(0, CLASSES, (30,)))
+    sample = GradientComputer(model, CLASSIFICATION).sample_bytes({}, batch)
+    assert sample >= 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(trak_ext.chunk_size, "free_bytes", lambda device: 2 * 7 * sample)
+    computer = GradientComputer(model, CLASSIFICATION)
+    assert [len(part.output) for part in computer({}, batch)] == [7, 7, 7, 7, 2]
+
+
+def test_longer_texts_are_measured_anew():
+    class Long(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(9, 50)
+            self.head = nn.Linear(50, CLASSES)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.embed(x)).mean(1))
+
+    computer = GradientComputer(Long(), CLASSIFICATION)
+    short, long = (
+        computer.sample_bytes({}, (torch.zeros(2, length, dtype=int), torch.zeros(2, dtype=int)))
+        for length in (10, 1000)
+    )
+    assert long - short >= 2 * 990 * 50 * 4
+
+
+class RunsOut(nn.Module):
+    """An MLP that runs out of memory with more than three samples at a time, as torch does."""
+
+    def __init__(self, limit=3):
+        super().__init__()
+        self.layers = mlp()
+        self.limit = limit
+
+    def forward(self, x):
+        # Under vmap x is one sample; below it is the tensor of the chunk.
+        inner = x
+        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+            inner = torch._C._functorch.get_unwrapped(inner)
+        if inner.shape[0] > self.limit:
+            torch.empty(2**60, dtype=torch.int8)
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 6])
+def test_chunks_are_halved_when_memory_runs_out(chunk_size):
+    model = RunsOut()
+    batch = (torch.randn(7, 5), torch.randint(0, CLASSES, (7,)))
+    computer = GradientComputer(model, CLASSIFICATION, chunk_size=chunk_size)
+    with pytest.warns(RuntimeWarning, match="ran out of memory with the gradients of") as caught:
+        sizes = [len(part.output) for part in computer({}, batch)]
+    assert len(caught) == 1
+    assert sizes == [3, 3, 1]
+    expected, _ = loop(model.layers, model.layers.state_dict(), batch)
+    got, _ = collect(computer, {}, batch)  # it remembers: no warning
+    assert_same({name[7:]: grad for name, grad in got.items()}, expected, 1e-5)
+
+
+def test_one_sample_that_does_not_fit_is_an_error():
+    computer = GradientComputer(RunsOut(limit=0), CLASSIFICATION)
+    with pytest.raises(RuntimeError, match="memory"), pytest.warns(RuntimeWarning):
+        collect(computer, {}, (torch.randn(3, 5), torch.zeros(3, dtype=torch.int64)))
 
 
 def test_no_samples_give_nothing():
@@ -581,13 +634,3 @@ def test_batches_of_any_nesting(nest):
     expected, _ = loop(model, model.state_dict(), (x, y))
     got, _ = collect(GradientComputer(model, Task("mine", function)), {}, nest(x, y))
     assert_same(got, expected, 1e-5)
-
-
-def test_helpers_for_batches():
-    batch = {"a": torch.zeros(3, 2), "b": [torch.ones(3), (torch.zeros(3, 1, 1),)]}
-    assert batch_size(batch) == 3
-    assert [tuple(tensor.shape) for tensor in batch_tensors(batch)] == [(3, 2), (3,), (3, 1, 1)]
-    mapped = map_tensors(lambda tensor: tensor[:2], batch)
-    assert set(mapped) == {"a", "b"}
-    assert batch_size(mapped) == 2
-    assert mapped["b"][1][0].shape == (2, 1, 1)

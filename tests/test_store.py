@@ -22,6 +22,7 @@ from trak_ext.store import (
 )
 
 SETTINGS = {"seed": 0, "params": {"a": [2, 3]}, "autocast": None, "checkpoints": ["x", "y"]}
+IMPLIED = torch.arange(6, dtype=torch.float64)[None]
 
 
 def shard(rows=3, k=2, seed=0):
@@ -30,6 +31,7 @@ def shard(rows=3, k=2, seed=0):
         torch.randn(rows, k, generator=generator),
         torch.rand(rows, generator=generator),
         torch.rand(rows, generator=generator),
+        torch.randn(rows, generator=generator),
         f"digest of {seed}",
     )
 
@@ -46,7 +48,7 @@ def filled(tmp_path):
     store = opened(tmp_path / "store", create=True)
     store.write(0, 0, shard())
     store.write(0, 3, shard(2, seed=1))
-    store.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), 5, ["a", "b"]))
+    store.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), IMPLIED, 5, ["a", "b"]))
     store.write(1, 0, shard(seed=2))
     return store
 
@@ -83,7 +85,7 @@ def test_what_is_written_comes_back(where, tmp_path):
     store.write(0, 0, shard())
     store.write(1, 2**40, shard(1, seed=1))
     kernel = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-    store.write_kernel(1, Kernel(kernel, 2**40 + 1, ["c"]))
+    store.write_kernel(1, Kernel(kernel, IMPLIED, 2**40 + 1, ["c"]))
     if where == "folder":
         store = opened(tmp_path / "a" / "b")
     assert_shard(store.read(0, 0, 3), shard())
@@ -91,7 +93,8 @@ def test_what_is_written_comes_back(where, tmp_path):
     assert store.read(0, 2**40) is None
     assert store.read(1, 0) is None
     assert store.read_kernel(0) is None
-    found, count, digests = store.read_kernel(1)
+    found, implied, count, digests = store.read_kernel(1)
+    assert torch.equal(implied, IMPLIED)
     assert torch.equal(found, kernel)
     assert found.dtype == torch.float64
     assert count == 2**40 + 1
@@ -108,7 +111,7 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     for part in (0, 2):
         for weighted in (False, True):
-            made = Kernel(one * (10 * part + weighted), part, ["d"])
+            made = Kernel(one * (10 * part + weighted), IMPLIED, part, ["d"])
             store.write_kernel(1, made, part, weighted)
     context = Context({"a": torch.arange(3), "b": torch.ones(2, 2)}, "digest")
     store.write_context(1, context)
@@ -119,7 +122,7 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     assert store.read(0, 0, part=1) is None
     for part in (0, 2):
         for weighted in (False, True):
-            matrix, count, _ = store.read_kernel(1, part, weighted)
+            matrix, _, count, _ = store.read_kernel(1, part, weighted)
             assert (float(matrix), count) == (10 * part + weighted, part)
     assert store.read_kernel(1, 1) is None
     assert store.read_context(0) is None
@@ -146,7 +149,7 @@ def test_checkpoints_may_continue_or_be_some_of_the_manifests(filled):
 def test_features_of_any_stride_and_no_rows(tmp_path):
     store = opened(tmp_path, create=True)
     wide = torch.randn(4, 3)
-    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], "d")
+    written = Shard(wide.T[:2], wide[0, :2], wide[1, :2], wide[2, :2], "d")
     store.write(0, 0, written)
     store.write(0, 9, shard(0))
     assert_shard(opened(tmp_path).read(0, 0), written)
@@ -288,7 +291,7 @@ def test_any_byte_flipped_is_rejected_by_name(filled, pattern, flip):
 def test_a_file_of_another_store_is_rejected_by_name(filled, tmp_path):
     other = opened(tmp_path / "other", {**SETTINGS, "seed": 5}, create=True)
     other.write(0, 0, shard())
-    other.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), 5, ["a", "b"]))
+    other.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), IMPLIED, 5, ["a", "b"]))
     for pattern, reader in READERS.items():
         file = one(filled.path, pattern)
         shutil.copy(one(other.path, pattern), file)

@@ -10,7 +10,7 @@ except ImportError as _error:
         f"it (run Python outside the source folder, or install with `pip install -e .`): {_error}"
     ) from _error
 
-from . import evaluation, reference, scoring, tasks
+from . import baselines, evaluation, reference, scoring, tasks
 from .attributor import Attributor
 from .kernel import kernel_matrix
 from .projector import Projector, project, projection_matrix
@@ -26,6 +26,7 @@ __all__ = [
     "Projector",
     "StoreError",
     "TopK",
+    "baselines",
     "build_info",
     "evaluation",
     "get_num_threads",

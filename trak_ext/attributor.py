@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import _C, _check, loaders
 from .checkpoints import Checkpoint, Checkpoints
+from .devices import choose_device
 from .digest import settings_digest
 from .estimator import Estimator
 from .features import FeatureMaker
@@ -39,8 +40,10 @@ class Attributor:
             None for the model as it is. Checkpoint m has model_id m.
         proj_dim: Features k a sample, checkpoint and projection block, at least 1.
         kind, seed, precision: As in `trak_ext.project`.
-        damping, ridge, curvature, leverage: Of the estimator, as in `trak_ext.score`; curvature as
-            a flag, R being the task's. A store serves any of them.
+        damping: lambda / (tr(K)/k), or "auto" for `trak_ext.damping.choose_damping` of each
+            checkpoint's kernel and fit.
+        ridge, curvature, leverage: As in `trak_ext.score`; curvature as a flag, R being the task's.
+            A store serves any damping and any of these.
         blocks: Independent projections of proj_dim features a checkpoint, whose scores are
             averaged; block b takes columns b proj_dim to (b + 1) proj_dim - 1 of the matrix.
         params: Which parameters are differentiated: None for those with requires_grad, a glob
@@ -69,7 +72,7 @@ class Attributor:
         proj_dim: int = 2048,
         kind: str = "rademacher",
         seed: int = 0,
-        damping: float = 1.0,
+        damping: float | str = "auto",
         ridge: float = 0.0,
         curvature: bool = False,
         leverage: bool = False,
@@ -95,7 +98,7 @@ class Attributor:
         self._chunk_size = chunk_size
         self._store = open_store(store)
         self._progress = progress
-        self.device = _device_of(model) if device is None else _check_device(device)
+        self.device = choose_device(model, device)
 
     # --- fit --------------------------------------------------------------------------------------
 
@@ -176,8 +179,8 @@ class Attributor:
         fitted = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)
-        solved, target_ids = self._solve_targets(test_loader, fitted, target_task)
         scores = FittedScores(fitted, self.estimator)
+        solved, target_ids = self._solve_targets(test_loader, scores, target_task)
         if top_k is None:
             return scores.score(solved)
         best = scores.top_k(solved, top_k, largest)
@@ -251,7 +254,7 @@ class Attributor:
         return self._fitted()
 
     def _solve_targets(
-        self, test_loader: Iterable[Any], fitted: FittedFeatures, target_task: str | Task | None
+        self, test_loader: Iterable[Any], scores: FittedScores, target_task: str | Task | None
     ) -> tuple[Tensor, list[SampleId] | None]:
         """Return K^-1 phi(z) / (M b) by checkpoint, block and target, fp64 [M b, t, k], and ids."""
         features = self._target_features(target_task)
@@ -264,9 +267,8 @@ class Attributor:
                     raise changed_data("test_loader", 0, targets.features.shape[0])
                 digest = targets.data_digest
                 parts: Sequence[Tensor] = targets.features.split(features.proj_dim, 1)
-                if fitted.num_samples:  # else there is no kernel matrix, nor a score to make
-                    kernels = fitted.kernels(m, self.estimator.curvature)
-                    factors = self.estimator.factors(kernels)
+                if scores.num_samples:  # else there is no kernel matrix, nor a score to make
+                    factors = scores.factors(m)
                     parts = [solve_targets(f, p) for f, p in zip(factors, parts, strict=True)]
                 solved.extend(part.double() for part in parts)
         return torch.stack(solved) / len(solved), targets.ids
@@ -311,20 +313,3 @@ def _architecture_digest(model: nn.Module) -> str:
     """Return a digest of how a model prints, less the addresses that functions print with."""
     text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _check_device(device: Any) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        raise ValueError(
-            f"device: expected a torch device of this machine, got {device!r} ({reason})"
-        ) from error
-    return found
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

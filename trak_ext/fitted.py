@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import store as stores
+from .block_kernels import BlockKernels
 from .fitting import read_mark
-from .kernel import KernelAccumulator
 from .store import DirectoryStore, MemoryStore, SampleId, StoreError
 
 
@@ -79,24 +79,28 @@ class FittedFeatures:
         """Training samples of all parts."""
         return sum(self.part_sizes)
 
-    def kernels(self, m: int, weighted: bool) -> Tensor:
-        """Return the kernel of checkpoint m over all parts, one a projection block: [b, k, k] fp64.
+    def kernels(self, m: int, weighted: bool) -> tuple[Tensor, Tensor]:
+        """Return checkpoint m's kernel matrices over all parts, and `ImpliedRidge.sums`.
 
         Where the store has no matrix with these weights, it is made from the features.
+
+        Returns:
+            fp64 [blocks, k, k] and fp64 [blocks, k + 4].
         """
-        total = torch.zeros((self._blocks, self._proj_dim, self._proj_dim), dtype=torch.float64)
+        sums = BlockKernels(self._proj_dim, self._blocks, weighted)
+        matrices, implied = sums.matrices(), sums.implied()
         for part, size in enumerate(self.part_sizes):
             kernel = self._store.read_kernel(m, part, weighted)
             if kernel is not None:
-                total += kernel.matrix
+                matrices += kernel.matrix
+                implied += kernel.implied
                 continue
+            sums = BlockKernels(self._proj_dim, self._blocks, weighted)
             for start, stop in self._ranges(size):
-                shard = self._read(m, start, stop, part)
-                for b, features in enumerate(self._split(shard.features)):
-                    accumulator = KernelAccumulator(self._proj_dim)
-                    accumulator.add(features, shard.curvature if weighted else None)
-                    total[b] += accumulator.matrix
-        return total
+                sums.add(self._read(m, start, stop, part))
+            matrices += sums.matrices()
+            implied += sums.implied()
+        return matrices, implied
 
     def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:
         """Yield all samples in order, with the features of the checkpoints (None for all)."""

@@ -23,6 +23,11 @@ class FittedScores:
         self._fitted = fitted
         self._estimator = estimator
 
+    @property
+    def num_samples(self) -> int:
+        """Training samples."""
+        return self._fitted.num_samples
+
     def score(self, solved: Tensor) -> Tensor:
         """Return scores fp32 [n, t] of targets K^-1 phi(z) / (M b), [M b, t, k]."""
         targets = SolvedTargets(solved, torch.float32)
@@ -62,7 +67,7 @@ class FittedScores:
             return total.float()
         num_terms = 0
         for m in range(fitted.num_checkpoints):
-            factors = self._factors(m)
+            factors = self.factors(m)
             num_terms += len(factors)
             for block in fitted.samples([m]):
                 for factor, features in zip(factors, block.features, strict=True):
@@ -73,8 +78,10 @@ class FittedScores:
         weight = torch.cat([block.weight for block in fitted.samples()])
         return (total / num_terms * weight).float()
 
-    def _factors(self, m: int) -> list[Tensor]:
-        return self._estimator.factors(self._fitted.kernels(m, self._estimator.curvature))
+    def factors(self, m: int) -> list[Tensor]:
+        """Return the damped Cholesky factor of each of checkpoint m's blocks: fp64 [k, k]."""
+        kernels, implied = self._fitted.kernels(m, self._estimator.curvature)
+        return self._estimator.factors(kernels, self._fitted.num_samples, implied)
 
     def _coefficients(self) -> Tensor | None:
         """Return the leverage correction of every checkpoint, block and sample: fp32 [M b, n]."""
@@ -82,7 +89,7 @@ class FittedScores:
             return None
         rows = []
         for m in range(self._fitted.num_checkpoints):
-            factors = self._factors(m)
+            factors = self.factors(m)
             own = torch.empty((len(factors), self._fitted.num_samples), dtype=torch.float32)
             for block in self._fitted.samples([m]):
                 for b, (factor, features) in enumerate(zip(factors, block.features, strict=True)):

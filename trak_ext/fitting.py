@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from . import loaders
 from . import store as stores
+from .block_kernels import BlockKernels
 from .digest import SampleDigest
 from .features import FeatureMaker
 from .gradients import batch_tensors
-from .kernel import KernelAccumulator
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
 from .store import Context, DirectoryStore, Kernel, MemoryStore, StoreError
 
@@ -67,7 +67,7 @@ class PartFitter:
         finished = read_mark(store, m, part)
         kernel = None
         if store.read_kernel(m, part, self._weighted) is None:
-            kernel = _BlockKernels(self._features)
+            kernel = BlockKernels(self._features.proj_dim, self._features.blocks, self._weighted)
         context = self._context(m, weights, loader, finished)
         digests: list[str] = []
         builder = ShardBuilder(0, self._features.width)
@@ -85,7 +85,7 @@ class PartFitter:
                 store.write(m, builder.start, shard, part)
             digests.append(shard.data_digest)
             if kernel is not None:
-                kernel.add(shard.features, shard.curvature if self._weighted else None)
+                kernel.add(shard)
 
         for segment in loaders.segments(loader, self._device, rows):
             start, stop = segment.start, segment.stop
@@ -114,7 +114,7 @@ class PartFitter:
         if self._expected is not None and len(digests) != len(self._expected):
             raise changed_data("train_loader", count, count)
         if kernel is not None:
-            made = Kernel(kernel.matrices(), count, digests)
+            made = Kernel(kernel.matrices(), kernel.implied(), count, digests)
             store.write_kernel(m, made, part, self._weighted)
         self._expected = digests
 
@@ -153,21 +153,6 @@ class PartFitter:
                 f"prepared for checkpoint {m} from other data (use another folder)"
             )
         return on_device(stored.tensors, self._device)
-
-
-class _BlockKernels:
-    """The kernel matrix of each projection block."""
-
-    def __init__(self, features: FeatureMaker) -> None:
-        self._size = features.proj_dim
-        self._blocks = [KernelAccumulator(features.proj_dim) for _ in range(features.blocks)]
-
-    def add(self, features: Tensor, curvature: Tensor | None) -> None:
-        for b, block in enumerate(self._blocks):
-            block.add(features[:, b * self._size : (b + 1) * self._size], curvature)
-
-    def matrices(self) -> Tensor:
-        return torch.stack([block.matrix for block in self._blocks])
 
 
 def read_mark(store: MemoryStore | DirectoryStore, m: int, part: int) -> Mark | None:

@@ -45,7 +45,8 @@ class FunctionalModel:
     def _visit(self, function: Callable[[Any], Any]) -> Any:
         """Return function(module), the module holding the weights."""
         weights = {f"module.{name}": tensor for name, tensor in self._weights.items()}
-        return functional_call(_Visit(self._module, self._path), weights, (function,))
+        with _own_weights_after(self._module):
+            return functional_call(_Visit(self._module, self._path), weights, (function,))
 
 
 class _Visit(nn.Module):
@@ -61,6 +62,22 @@ class _Visit(nn.Module):
         for name in self.path:
             module = getattr(module, name)
         return function(module)
+
+
+@contextmanager
+def _own_weights_after(model: nn.Module) -> Iterator[None]:
+    """Put the module's tensors back.
+
+    `functional_call` does, but for a module that is there under two names (a layer used twice, the
+    embedding of an encoder and a decoder): it is left with the weights of the call.
+    """
+    stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, tensors in zip(stores, before, strict=True):
+            store.update(tensors)
 
 
 @contextmanager

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from .batches import batch_size, batch_tensors, map_tensors
+from .chunk_size import ChunkSize
 from .functional import FunctionalModel, eval_mode, plain_attention
+from .memory import PeakBytes, is_out_of_memory
+from .parameters import ParameterChoice, choose_parameters
 from .tasks import Task
-
-ParameterChoice = Sequence[str] | str | Callable[[str, nn.Parameter], bool] | None
-
-_CHUNK_BYTES = 2**28  # of gradients that a chunk of the default size may take
-_MAX_CHUNK = 256
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
 
@@ -31,91 +29,6 @@ class SampleGradients(NamedTuple):
     curvature: Tensor  # [B]
 
 
-def choose_parameters(model: nn.Module, params: ParameterChoice) -> list[str]:
-    """Return the names of the chosen parameters in named_parameters() order, tied ones once.
-
-    Args:
-        params: None for those with requires_grad; a glob pattern or several; or a predicate
-            (name, parameter).
-
-    Raises:
-        ValueError: a pattern that matches no parameter, or a choice of none at all.
-    """
-    named = dict(model.named_parameters())
-    if params is None:
-        chosen = [name for name, parameter in named.items() if parameter.requires_grad]
-        if not chosen:
-            raise ValueError(
-                "params: expected a model with a parameter that requires grad, got none"
-            )
-        return chosen
-    if callable(params) and not isinstance(params, str):
-        chosen = [name for name, parameter in named.items() if params(name, parameter)]
-        if not chosen:
-            raise ValueError("params: expected a predicate that chooses a parameter, got none")
-        return _differentiable(named, chosen)
-    if not isinstance(params, (str, Sequence)):
-        raise TypeError(
-            f"params: expected None, glob patterns or a predicate (name, parameter), got {params!r}"
-        )
-    patterns = [params] if isinstance(params, str) else list(params)
-    if not patterns:
-        raise ValueError("params: expected at least one glob pattern, got an empty list")
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"params: expected glob patterns as strings, got {pattern!r}")
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
-            shown = ", ".join(list(named)[:5])
-            raise ValueError(
-                f"params: expected patterns that match a parameter ({shown}, ...), got {pattern!r}"
-            )
-    chosen = [name for name in named if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-    return _differentiable(named, chosen)
-
-
-def _differentiable(named: Mapping[str, nn.Parameter], chosen: list[str]) -> list[str]:
-    for name in chosen:
-        if not named[name].is_floating_point():
-            raise ValueError(
-                f"params: expected floating-point parameters, got {name} of {named[name].dtype}"
-            )
-    return chosen
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Return a batch (nested tuples, lists and mappings of tensors) with every tensor mapped."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return tuple(map_tensors(function, value) for value in batch)
-    raise TypeError(
-        f"batch: expected tensors in tuples, lists or mappings, got a {type(batch).__name__}"
-    )
-
-
-def batch_tensors(batch: Any) -> list[Tensor]:
-    """Return a batch's tensors in order."""
-    tensors: list[Tensor] = []
-    map_tensors(lambda tensor: tensors.append(tensor) or tensor, batch)  # type: ignore[func-returns-value]
-    return tensors
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples: the first dimension, the same for every tensor."""
-    tensors = batch_tensors(batch)
-    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in tensors}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            "batch: expected tensors with one number of samples in front, got shapes "
-            f"{[list(tensor.shape) for tensor in tensors]}"
-        )
-    size = sizes.pop()
-    assert size is not None
-    return size
-
-
 class GradientComputer:
     """Per-sample gradients of one model under given weights.
 
@@ -126,8 +39,10 @@ class GradientComputer:
         model: Its parameters and buffers are replaced at each call by the weights given there.
         task: What is differentiated.
         params: See `choose_parameters`; other parameters are never differentiated.
-        chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
-            their gradients would take more than 256 MiB.
+        chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
+            half of the free memory takes. Either is halved, with a warning, when memory runs out.
+
+    Memory: beside the model and the weights, at most chunk_size times `sample_bytes`.
     """
 
     def __init__(
@@ -143,10 +58,8 @@ class GradientComputer:
         named = dict(model.named_parameters())
         self.shapes = {name: tuple(named[name].shape) for name in self.names}
         self.num_params = sum(named[name].numel() for name in self.names)
-        if chunk_size is None:
-            sample_bytes = sum(named[n].numel() * named[n].element_size() for n in self.names)
-            chunk_size = max(1, min(_MAX_CHUNK, _CHUNK_BYTES // max(sample_bytes, 1)))
         self.chunk_size = chunk_size
+        self._chunk_size = ChunkSize(chunk_size)
         self._one_by_one = False
 
     def prepare(
@@ -193,24 +106,89 @@ class GradientComputer:
                 in it, for such a task; None for -1 throughout.
         """
         total = batch_size(batch)
-        if index is not None and index.shape != (total,):
+        samples = (batch, self._positions(index, batch))
+        chosen, constant = self._chosen(weights), self._constant(weights)
+        context = {name: tensor.to(samples[1].device) for name, tensor in (context or {}).items()}
+        if total == 0:
+            return
+        with eval_mode(self.model):
+            size = self._chunk_size.choose(
+                next(iter(chosen.values())).device,
+                total,
+                sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
+                sum(tensor.nbytes for tensor in chosen.values()),
+                lambda: self._measure(chosen, constant, context, samples),
+            )
+            start = 0
+            while start < total:
+                stop = min(start + size, total)
+                chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], samples)  # type: ignore[misc]
+                part = self._fitting(chosen, constant, context, chunk, stop - start)
+                if part is None:
+                    size = self._chunk_size.halve(stop - start)
+                    continue
+                yield part
+                start = stop
+
+    def sample_bytes(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        context: Mapping[str, Tensor] | None = None,
+        index: Tensor | None = None,
+    ) -> int:
+        """Return the bytes that one more sample in a chunk takes, measured at the batch's first.
+
+        Its gradients, what is kept of the forward and made in the backward pass, and once more its
+        gradients: a caller holds those of one chunk while the next is computed. Arguments as for a
+        call.
+        """
+        samples = (batch, self._positions(index, batch))
+        context = {name: tensor.to(samples[1].device) for name, tensor in (context or {}).items()}
+        with eval_mode(self.model):
+            return self._measure(self._chosen(weights), self._constant(weights), context, samples)
+
+    def _measure(
+        self,
+        chosen: dict[str, Tensor],
+        constant: dict[str, Tensor],
+        context: Mapping[str, Tensor],
+        samples: Any,
+    ) -> int:
+        first = map_tensors(lambda tensor: tensor[:1], samples)
+        with plain_attention(self.model), PeakBytes() as memory:
+            part = self._chunk(chosen, constant, context, first)
+        return memory.peak + sum(grad.nbytes for grad in part.grads.values())
+
+    def _fitting(
+        self,
+        chosen: dict[str, Tensor],
+        constant: dict[str, Tensor],
+        context: Mapping[str, Tensor],
+        chunk: Any,
+        size: int,
+    ) -> SampleGradients | None:
+        """Return the gradients of a chunk, None where fewer samples might fit in memory."""
+        try:
+            with plain_attention(self.model):
+                return self._chunk(chosen, constant, context, chunk)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            return None
+
+    def _positions(self, index: Tensor | None, batch: Any) -> Tensor:
+        """Return the samples' positions where the batch is, -1 for those without."""
+        total = batch_size(batch)
+        device = batch_tensors(batch)[0].device
+        if index is None:
+            return torch.full((total,), -1, device=device)
+        if index.shape != (total,):
             raise ValueError(
                 f"index: expected one position for each of {total} samples, "
                 f"got shape {list(index.shape)}"
             )
-        if index is None:
-            index = torch.full((total,), -1)
-        tensors = batch_tensors(batch)
-        index = index.to(tensors[0].device) if tensors else index
-        chosen = self._chosen(weights)
-        constant = self._constant(weights)
-        with eval_mode(self.model):
-            for start in range(0, total, self.chunk_size):
-                stop = min(start + self.chunk_size, total)
-                chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], (batch, index))  # type: ignore[misc]
-                with plain_attention(self.model):
-                    part = self._chunk(chosen, constant, context or {}, chunk)
-                yield part
+        return index.to(device)
 
     def _chosen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights that are differentiated."""
@@ -262,7 +240,7 @@ class GradientComputer:
         except (RuntimeError, NotImplementedError) as error:
             if "randomness" in str(error):
                 raise RuntimeError(_RANDOM_MODEL) from error
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
             result = self._loop(chosen, constant, context, chunk)

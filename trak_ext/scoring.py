@@ -6,6 +6,7 @@ with the damping, curvature and leverage terms that docs of each function state.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from .kernel import (
     solve_targets,
 )
 from .solved_targets import SolvedTargets, TopK
+from .streaming import score_streamed, stream_blocks, top_k_streamed
 
 
 class _Prepared(NamedTuple):
@@ -29,6 +31,7 @@ class _Prepared(NamedTuple):
     targets: SolvedTargets
     weights: Tensor  # [n]
     coefficients: Tensor | None  # [M, n]
+    streamed: bool  # whether features are on the CPU and targets on a CUDA device
 
 
 def _prepare(
@@ -47,7 +50,9 @@ def _prepare(
     ridge = _check.nonnegative("ridge", ridge)
     train = as_features("train_features", train_features)
     targets = as_features("target_features", target_features)
-    _check.on_device_of("target_features", targets, "train_features", train)
+    streamed = train.device.type == "cpu" and targets.device.type == "cuda"
+    if not streamed:
+        _check.on_device_of("target_features", targets, "train_features", train)
     _check.choice("precision", precision, ops.PRECISIONS)
     checkpoints, num_train, proj_dim = train.shape
     if (
@@ -76,31 +81,45 @@ def _prepare(
 
     if kernel is not None:
         _check.float_tensor("kernel", kernel, "[M, k, k]", (2, 3))
-        _check.on_device_of("kernel", kernel, "train_features", train)
+        if kernel.device != targets.device:
+            _check.on_device_of("kernel", kernel, "train_features", train)
         kernel = kernel.detach() if kernel.dim() == 3 else kernel.detach()[None]
         _check.shape_is("kernel", kernel, (checkpoints, proj_dim, proj_dim), "[M, k, k]")
     if num_train == 0:
-        return _Prepared(train, SolvedTargets(torch.zeros_like(targets), dtype), mean_q, None)
+        solved = torch.zeros_like(targets)
+        return _Prepared(train, SolvedTargets(solved, dtype), mean_q, None, streamed)
 
     solved = targets.new_empty(targets.shape, dtype=torch.float64)
     coefficients = train.new_empty((checkpoints, num_train), dtype=dtype) if leverage else None
     for m in range(checkpoints):
         if kernel is None:
-            accumulator = KernelAccumulator(proj_dim, train.device)
-            accumulator.add(train[m], None if r is None else r[m])
+            accumulator = KernelAccumulator(proj_dim, targets.device)
+            for features, curvature_rows in _rows_on(targets.device, train[m], r, m):
+                accumulator.add(features, curvature_rows)
             matrix = accumulator.matrix
             if not torch.isfinite(matrix).all():
                 raise ValueError(
                     "train_features: expected finite features (and curvature), got NaN or Inf"
                 )
         else:
-            matrix = kernel[m]
+            matrix = kernel[m].to(targets.device)
         factor = factor_kernel(matrix, damping, ridge)
         solved[m] = solve_targets(factor, targets[m]) / checkpoints
         if coefficients is not None:
-            h = leverages(factor, train[m], None if r is None else r[m])
-            coefficients[m] = leverage_coefficients(h)
-    return _Prepared(train, SolvedTargets(solved, dtype, precision), mean_q, coefficients)
+            parts = [leverages(factor, *rows) for rows in _rows_on(targets.device, train[m], r, m)]
+            coefficients[m] = leverage_coefficients(torch.cat(parts))
+    return _Prepared(train, SolvedTargets(solved, dtype, precision), mean_q, coefficients, streamed)
+
+
+def _rows_on(
+    device: torch.device, train: Tensor, curvature: Tensor | None, m: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield features [rows, k] of checkpoint m and their curvature on a device, some at a time."""
+    if train.device == device:
+        yield train, None if curvature is None else curvature[m]
+        return
+    for rows, (features,) in stream_blocks([train], device):
+        yield features, None if curvature is None else curvature[m, rows].to(device)
 
 
 def score(
@@ -137,7 +156,9 @@ def score(
 
     Returns:
         [n, t], fp64 (and fp64 throughout) if features are fp64, else fp32; n = 0 gives [0, t]. On
-        the device of the tensors, which is one for all.
+        the device of the targets, which is that of the other tensors. Only where targets are on a
+        CUDA device may train_features, weights and curvature stay on the CPU: they are brought over
+        some rows at a time.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument; a kernel matrix that is not
@@ -154,7 +175,10 @@ def score(
         kernel,
         precision,
     )
-    return prepared.targets.score(list(prepared.train), prepared.weights, prepared.coefficients)
+    arguments = (list(prepared.train), prepared.weights, prepared.coefficients)
+    if prepared.streamed:
+        return score_streamed(prepared.targets, *arguments)
+    return prepared.targets.score(*arguments)
 
 
 def top_k(
@@ -198,6 +222,7 @@ def top_k(
         kernel,
         precision,
     )
-    return prepared.targets.top_k(
-        list(prepared.train), prepared.weights, k, largest, prepared.coefficients
-    )
+    arguments = (list(prepared.train), prepared.weights, k, largest, prepared.coefficients)
+    if prepared.streamed:
+        return top_k_streamed(prepared.targets, *arguments)
+    return prepared.targets.top_k(*arguments)

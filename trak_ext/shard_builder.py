@@ -12,7 +12,7 @@ from .store import SampleId, Shard, StoreError
 
 
 class ShardBuilder:
-    """Collects features, Q and R of samples from number `start` on, or checks a stored shard.
+    """Collects features, Q, R and f of samples from number `start` on, or checks a stored shard.
 
     Args:
         start: Number of the first sample.
@@ -28,6 +28,7 @@ class ShardBuilder:
         self._features = [torch.zeros((0, width), dtype=torch.float32)]
         self._weight = [torch.zeros(0, dtype=torch.float32)]
         self._curvature = [torch.zeros(0, dtype=torch.float32)]
+        self._output = [torch.zeros(0, dtype=torch.float32)]
         self._bad: list[int] = []
         self._count = 0
 
@@ -52,6 +53,7 @@ class ShardBuilder:
         self._features.append(features.cpu())
         self._weight.append(part.weight.float().cpu())
         self._curvature.append(part.curvature.float().cpu())
+        self._output.append(part.output.float().cpu())
         self._count += features.shape[0]
 
     def compare_with_stored(self, stop: int) -> Shard | None:
@@ -77,6 +79,7 @@ class ShardBuilder:
             torch.cat(self._features),
             torch.cat(self._weight),
             torch.cat(self._curvature),
+            torch.cat(self._output),
             self.data_digest,
             self._ids,
         )

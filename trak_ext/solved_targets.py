@@ -44,6 +44,16 @@ class SolvedTargets:
         self._solved = solved.to(dtype).contiguous()
         self._parts = ops.PRECISIONS[precision]  # bf16 parts of an fp32 number
 
+    @property
+    def device(self) -> torch.device:
+        """Where the targets are, and their scores will be."""
+        return self._solved.device
+
+    @property
+    def num_targets(self) -> int:
+        """How many targets there are."""
+        return self._solved.shape[1]
+
     def _kernel(self, name: str) -> Any:
         return getattr(_C, name + ("_double" if self.dtype == torch.float64 else "_float"))
 

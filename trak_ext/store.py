@@ -101,25 +101,16 @@ class DirectoryStore:
         path = self._folder(checkpoint, part) / _shard_name(start)
         if not path.exists():
             return None
-        tensors, metadata = self._load(checkpoint, path, ("features", "weight", "curvature"))
+        tensors, metadata = self._load(checkpoint, path, Shard._fields[:4])
         rows = tensors["features"].shape[0]
         if stop is not None and rows != stop - start:
             raise StoreError(f"store: expected {stop - start} samples in {str(path)!r}, got {rows}")
-        return Shard(
-            tensors["features"],
-            tensors["weight"],
-            tensors["curvature"],
-            metadata["data_digest"],
-            json.loads(metadata["ids"]) if "ids" in metadata else None,
-        )
+        ids = json.loads(metadata["ids"]) if "ids" in metadata else None
+        return Shard(**tensors, data_digest=metadata["data_digest"], ids=ids)
 
     def write(self, checkpoint: int, start: int, shard: Shard, part: int = 0) -> None:
         """Write a shard under its own name, whole or not at all."""
-        tensors = {
-            "features": shard.features,
-            "weight": shard.weight,
-            "curvature": shard.curvature,
-        }
+        tensors = {name: getattr(shard, name) for name in Shard._fields[:4]}
         metadata = {"data_digest": shard.data_digest}
         if shard.ids is not None:
             metadata["ids"] = json.dumps(shard.ids)
@@ -135,9 +126,10 @@ class DirectoryStore:
         path = self._folder(checkpoint, part) / _kernel_name(weighted)
         if not path.exists():
             return None
-        tensors, metadata = self._load(checkpoint, path, ("kernel",))
+        tensors, metadata = self._load(checkpoint, path, ("kernel", "implied"))
         return Kernel(
             tensors["kernel"],
+            tensors["implied"],
             int(metadata["num_samples"]),
             json.loads(metadata["data_digests"]),
         )
@@ -151,7 +143,8 @@ class DirectoryStore:
             "data_digests": json.dumps(kernel.data_digests),
         }
         path = self._folder(checkpoint, part) / _kernel_name(weighted)
-        self._save(checkpoint, path, {"kernel": kernel.matrix}, metadata)
+        tensors = {"kernel": kernel.matrix, "implied": kernel.implied}
+        self._save(checkpoint, path, tensors, metadata)
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None where it is not there."""

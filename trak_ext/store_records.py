@@ -11,11 +11,12 @@ SampleId = int | str
 
 
 class Shard(NamedTuple):
-    """A checkpoint's features of consecutive samples, with Q, R and the digest of their data."""
+    """A checkpoint's features of consecutive samples, with Q, R, f and the digest of their data."""
 
     features: Tensor  # fp32 [rows, blocks * k]
     weight: Tensor  # fp32 [rows]
     curvature: Tensor  # fp32 [rows]
+    output: Tensor  # fp32 [rows]
     data_digest: str
     ids: list[SampleId] | None = None
 
@@ -24,6 +25,7 @@ class Kernel(NamedTuple):
     """The kernel matrices of a checkpoint's finished part, and what they were made of."""
 
     matrix: Tensor  # fp64 [blocks, k, k]
+    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
     num_samples: int
     data_digests: list[str]  # of each shard, in order
 

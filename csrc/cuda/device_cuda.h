@@ -158,3 +158,5 @@ void launch(void (*kernel)(Argument), int64_t blocks, int threads, int shared_by
 }
 
 }  // namespace trak_ext::device
+
+#include "warpgroup_cuda.h"

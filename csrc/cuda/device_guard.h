@@ -73,4 +73,12 @@ int code_architecture(Kernel kernel, int device) {
   return attributes.ptxVersion;
 }
 
+// Registers a thread, of a kernel that the current device has code for.
+template <class Kernel>
+int register_count(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  device::check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.numRegs;
+}
+
 }  // namespace trak_ext

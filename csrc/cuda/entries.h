@@ -6,7 +6,8 @@
 // column tile; they are chosen so that a thread needs no Philox block but its own. For both kinds:
 //   segment_start: which parameters of a superblock a stage's segments are;
 //   unit_source, order_unit: which two quads (4 parameters) of a segment make the fragments of two
-//   steps, and in which order.
+//   steps, and in which order: [step][register][half].
+// A warp has 16 columns a tile in the warp's instruction and in the warpgroup's alike.
 #pragma once
 
 #include "../law/normal.h"
@@ -80,15 +81,24 @@ class RademacherEntries {
   // The next step's fragments, a[column tile].
   TRAK_EXT_DEVICE void next_step(uint32_t (&a)[kColumnTiles][4]) {
 #pragma unroll
-    for (int i = 0; i < 2 * kColumnTiles; ++i) {
-      a[i / 2][i % 2] = pair_of_signs(current_[i]);
+    for (int i = 0; i < kColumnTiles; ++i) tile_step(i, 0, a[i]);
+  }
+
+  // The same, or one column tile's alone: every tile takes its steps in order.
+  TRAK_EXT_DEVICE void tile_step(int tile, int /*step*/, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      uint32_t& word = current_[2 * tile + i];
+      a[i] = pair_of_signs(word);
       // A product, not a shift: shifts compete with the mask for one pipe. The compiler would see
       // through a 2 that it knows.
-      current_[i] *= two_;
-      a[i / 2][2 + i % 2] = pair_of_signs(current_[i]);
-      current_[i] *= two_;
+      word *= two_;
+      a[2 + i] = pair_of_signs(word);
+      word *= two_;
     }
   }
+
+  TRAK_EXT_DEVICE void end_stage() {}
 
  private:
   // bf16 +1 or -1 for bits 15 and 31: a sign bit is the inverse of the law's bit.
@@ -149,22 +159,32 @@ class NormalEntries {
   TRAK_EXT_DEVICE void begin_stage() {}
 
   TRAK_EXT_DEVICE void next_step(uint32_t (&a)[kColumnTiles][4]) {
+#pragma unroll
+    for (int i = 0; i < kColumnTiles; ++i) tile_step(i, 0, a[i]);
+    block_ += kStepBlocks;
+  }
+
+  // One column tile's fragments, of the step-th step from where the block stands.
+  TRAK_EXT_DEVICE void tile_step(int tile, int step, uint32_t (&a)[4]) const {
     const auto* table = static_cast<const float (*)[kNormalTerms]>(
         __builtin_assume_aligned(table_, sizeof(float) * kNormalTerms));
+    const uint64_t block = block_ + static_cast<uint64_t>(kStepBlocks * step);
 #pragma unroll
-    for (int i = 0; i < 2 * kColumnTiles; ++i) {
+    for (int i = 0; i < 2; ++i) {
       ColumnStream stream = stream_;
-      stream.column += static_cast<uint32_t>(8 * i);
-      const PhiloxWords words = block_words(stream, block_);
+      stream.column += static_cast<uint32_t>(16 * tile + 8 * i);
+      const PhiloxWords words = block_words(stream, block);
       float entry[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) entry[j] = normal_unrounded(words.word[j], table);
       // The law's rounding to bf16, two at a time.
-      a[i / 2][i % 2] = device::pack_nearest(entry[0], entry[1]);
-      a[i / 2][2 + i % 2] = device::pack_nearest(entry[2], entry[3]);
+      a[i] = device::pack_nearest(entry[0], entry[1]);
+      a[2 + i] = device::pack_nearest(entry[2], entry[3]);
     }
-    block_ += kStepBlocks;
   }
+
+  // Moves on to the next stage where tile_step was called for this one.
+  TRAK_EXT_DEVICE void end_stage() { block_ += kStepBlocks * kSteps; }
 
  private:
   static constexpr int kStepBlocks = 4;

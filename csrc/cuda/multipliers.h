@@ -3,6 +3,7 @@
 
 #include "multiply_kernel.h"
 #include "plain_kernel.h"
+#include "warpgroup_kernel.h"
 
 namespace trak_ext {
 
@@ -12,6 +13,7 @@ struct Multiplier {
   int tile_columns;
   int threads;
   int shared_bytes;
+  SlotPads pads;
   void (*kernel)(MultiplyProblem);
 };
 
@@ -19,10 +21,27 @@ struct Multiplier {
 constexpr int kTileRowsMax = 64;
 constexpr int kTileColumnsMax = 512;
 
+template <class Tile, class Gradients>
+Multiplier make_multiplier(void (*kernel)(MultiplyProblem)) {
+  static_assert(Tile::kRows <= kTileRowsMax && Tile::kColumns <= kTileColumnsMax);
+  constexpr int kSharedBytes =
+      Gradients::kSharedBytes + Tile::Entries::kSharedBytes + static_cast<int>(sizeof(BlockTile));
+  static_assert(kSharedBytes <= 227 * 1024, "no device lets a block have more");
+  return {Tile::kRows,
+          Tile::kColumns,
+          Tile::kThreads,
+          kSharedBytes,
+          {Tile::kSegmentPadBytes, Tile::kRowPadBytes},
+          kernel};
+}
+
 template <class Tile>
 Multiplier tile_multiplier() {
-  static_assert(Tile::kRows <= kTileRowsMax && Tile::kColumns <= kTileColumnsMax);
-  return {Tile::kRows, Tile::kColumns, Tile::kThreads, shared_bytes<Tile>(), multiply_kernel<Tile>};
+  return make_multiplier<Tile, GradientTile<Tile>>(multiply_kernel<Tile>);
+}
+template <class Tile>
+Multiplier warpgroup_multiplier() {
+  return make_multiplier<Tile, SharedOperand<Tile>>(warpgroup_kernel<Tile>);
 }
 
 // The smallest tile that takes the whole batch, else the largest: making entries costs the same
@@ -49,9 +68,46 @@ Multiplier normal_tile(int64_t rows, int64_t shared_limit) {
   return most;
 }
 
-// Each is compiled in a file of its own (rademacher_tiles.cu, normal_tiles.cu).
+// ptxas before CUDA 12.8 needs more registers and spills without smaller tiles here: the column
+// tiles of a warpgroup with 64 rows, and the blocks a multiprocessor of one with 8.
+#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
+constexpr int kColumnTilesOf64Rows = 2;
+constexpr int kBlocksOf8Rows = 1;
+#else
+constexpr int kColumnTilesOf64Rows = 4;
+constexpr int kBlocksOf8Rows = 2;
+#endif
+
+// The same for sm_90a, where a block may have 227 KiB. An instruction reaches the full rate from 64
+// rows on; with four column tiles of so many rows, a thread's sums are half of its registers.
+template <int kPasses>
+Multiplier rademacher_warpgroup_tile(int64_t rows) {
+  if (rows <= 8)
+    return warpgroup_multiplier<
+        WarpgroupTile<RademacherEntries, kPasses, 4, 8, 4, kBlocksOf8Rows>>();
+  if (rows <= 16) {
+    return warpgroup_multiplier<WarpgroupTile<RademacherEntries, kPasses, 4, 16, 4, 1>>();
+  }
+  if (rows <= 32) {
+    return warpgroup_multiplier<WarpgroupTile<RademacherEntries, kPasses, 4, 32, 4, 1>>();
+  }
+  return warpgroup_multiplier<
+      WarpgroupTile<RademacherEntries, kPasses, kColumnTilesOf64Rows, 64, 3, 1>>();
+}
+
+// Making normal entries takes longer than multiplying them with any number of rows that fits.
+template <int kPasses>
+Multiplier normal_warpgroup_tile(int64_t rows) {
+  if (rows <= 8) return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 8, 4, 2>>();
+  if (rows <= 32) return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 32, 4, 1>>();
+  return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 64, 3, 1>>();
+}
+
+// Each is compiled in a file of its own (rademacher_tiles.cu, normal_tiles.cu, ...).
 Multiplier rademacher_multiplier(int passes, int64_t rows);
 Multiplier normal_multiplier(int passes, int64_t rows, int64_t shared_limit);
+Multiplier rademacher_warpgroup_multiplier(int passes, int64_t rows);
+Multiplier normal_warpgroup_multiplier(int passes, int64_t rows);
 Multiplier plain_multiplier(Kind kind);
 
 // shared_limit: what a block may have of shared memory, 99 KiB at least.
@@ -59,6 +115,11 @@ inline Multiplier tensor_core_multiplier(Kind kind, int passes, int64_t rows,
                                          int64_t shared_limit) {
   return kind == Kind::kRademacher ? rademacher_multiplier(passes, rows)
                                    : normal_multiplier(passes, rows, shared_limit);
+}
+
+inline Multiplier warpgroup_multiplier(Kind kind, int passes, int64_t rows) {
+  return kind == Kind::kRademacher ? rademacher_warpgroup_multiplier(passes, rows)
+                                   : normal_warpgroup_multiplier(passes, rows);
 }
 
 }  // namespace trak_ext

@@ -20,6 +20,8 @@ constexpr int kSuperblockParams = 512;
 // which are truncated at every addition, move into ordinary fp32 additions.
 constexpr int kStageParams = 128;
 constexpr int kStagesPerSuperblock = kSuperblockParams / kStageParams;
+constexpr int kStepParams = 16;  // parameters a matrix instruction
+constexpr int kSteps = kStageParams / kStepParams;
 
 // Chunks are short where P is small, so that there are enough of them to fill a device, and long
 // where it is large, so that few partial sums are written.
@@ -54,8 +56,13 @@ inline int passes_of(DType dtype, int precision_passes) {
 // stage's 128 parameters are four segments of 32 that follow one another in the tensor.
 constexpr int kSegments = 4;
 constexpr int kSegmentParams = 32;
-// Keeps the eight lanes of a 16-byte access in different banks (see GradientTile).
-constexpr int kSegmentPadBytes = 16;
+
+// Empty bytes after a segment and after a row of a raw slot, a multiple of 16 each: they keep the
+// eight lanes of a 16-byte access in different banks, in whatever order a tile reads.
+struct SlotPads {
+  int segment;
+  int row;
+};
 
 struct RawLayout {
   DType dtype;          // in shared memory
@@ -72,7 +79,7 @@ TRAK_EXT_LAW int element_bytes(DType dtype) {
 }
 
 // The widest copy whose source is aligned for every segment of every row.
-inline RawLayout choose_layout(const GradientView& grad) {
+inline RawLayout choose_layout(const GradientView& grad, const SlotPads& pads) {
   const int bytes = element_bytes(grad.dtype);
   // Segments start at multiples of 32 in the matrix, so what counts is where its row 0 would lie.
   const uint64_t start =
@@ -82,8 +89,8 @@ inline RawLayout choose_layout(const GradientView& grad) {
   if (grad.param_stride != 1 || grad.dtype == DType::kFloat64 || odd % 4 != 0) {
     layout = {DType::kFloat32, 4, 0, 0, 0, 0, 0};
   }
-  layout.segment_pitch = kSegmentParams * layout.element_bytes + kSegmentPadBytes;
-  layout.row_pitch = kSegments * layout.segment_pitch;
+  layout.segment_pitch = kSegmentParams * layout.element_bytes + pads.segment;
+  layout.row_pitch = kSegments * layout.segment_pitch + pads.row;
   layout.row_bytes = grad.row_stride * bytes;
   layout.param_bytes = grad.param_stride * bytes;
   return layout;

@@ -4,9 +4,9 @@
 
 #include "../law/normal.h"
 #include "../law/rademacher.h"
+#include "block_tile.h"
 #include "element.h"
 #include "entries.h"
-#include "multiply_kernel.h"
 
 namespace trak_ext {
 

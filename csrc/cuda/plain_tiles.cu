@@ -4,8 +4,11 @@ namespace trak_ext {
 
 Multiplier plain_multiplier(Kind kind) {
   return {
-      kPlainRows, kPlainThreads, kPlainThreads,
+      kPlainRows,
+      kPlainThreads,
+      kPlainThreads,
       kPlainRows * kStageParams * static_cast<int>(sizeof(float)),
+      {0, 0},
       kind == Kind::kRademacher ? plain_kernel<Kind::kRademacher> : plain_kernel<Kind::kNormal>};
 }
 

@@ -1,6 +1,7 @@
 #include "projection.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "device_guard.h"
@@ -9,11 +10,34 @@
 namespace trak_ext {
 namespace {
 
-Multiplier choose_multiplier(Kind kind, int passes, int64_t rows, int device) {
-  const Multiplier multiplier = tensor_core_multiplier(
-      kind, passes, rows, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+// The best path that this build has code for on a device.
+CudaPath best_path(int device) {
+  constexpr int64_t kOneRow = 1, kNoLimit = 227 * 1024;
+  const Multiplier mma = tensor_core_multiplier(Kind::kRademacher, 1, kOneRow, kNoLimit);
   // Code for sm_75 has no bf16 matrix instruction, on whatever device it runs.
-  return code_architecture(multiplier.kernel, device) >= 80 ? multiplier : plain_multiplier(kind);
+  if (code_architecture(mma.kernel, device) < 80) return CudaPath::kPlain;
+  // Only code for sm_90a has the warpgroup's, and sm_90a is no number: elsewhere these kernels are
+  // a trap without registers.
+  if (compute_capability(device) != 90) return CudaPath::kMma;
+  constexpr int kRegistersOfTrap = 40;
+  const Multiplier wgmma = warpgroup_multiplier(Kind::kRademacher, 1, kOneRow);
+  return register_count(wgmma.kernel) > kRegistersOfTrap ? CudaPath::kWgmma : CudaPath::kMma;
+}
+
+CudaPath path_of(int device) {
+  return choose_path(std::getenv("TRAK_EXT_CUDA_PATH"), best_path(device));
+}
+
+Multiplier choose_multiplier(CudaPath path, Kind kind, int passes, int64_t rows, int device) {
+  switch (path) {
+    case CudaPath::kWgmma:
+      return warpgroup_multiplier(kind, passes, rows);
+    case CudaPath::kMma:
+      return tensor_core_multiplier(
+          kind, passes, rows, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    default:
+      return plain_multiplier(kind);
+  }
 }
 
 }  // namespace
@@ -36,10 +60,11 @@ int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit
 
 void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
+  const CudaPath path = path_of(queue.device);
   for (int64_t i = 0; i < problem.num_grads; ++i) {
     const GradientView& grad = problem.grads[i];
     const Multiplier multiplier = choose_multiplier(
-        problem.law.kind, passes_of(grad.dtype, problem.passes), problem.rows, queue.device);
+        path, problem.law.kind, passes_of(grad.dtype, problem.passes), problem.rows, queue.device);
     run_projection(multiplier, problem.law, grad, problem.rows, problem.proj_dim, problem.out,
                    {problem.workspace, problem.workspace_bytes},
                    reinterpret_cast<cudaStream_t>(queue.stream));
@@ -54,12 +79,20 @@ void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t param
                   reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
-std::vector<CudaKernel> cuda_kernels(int64_t shared_limit) {
+std::string cuda_projection_path(int device) {
+  const DeviceGuard guard(device);
+  return kCudaPathNames[static_cast<int>(path_of(device))];
+}
+
+std::vector<CudaKernel> cuda_kernels(CudaPath path, int64_t shared_limit) {
   std::vector<CudaKernel> kernels;
+  if (path == CudaPath::kPlain) return kernels;
   for (Kind kind : {Kind::kRademacher, Kind::kNormal}) {
     for (int passes = 1; passes <= 3; ++passes) {
       for (int64_t rows = 1; rows <= kTileRowsMax;) {
-        const Multiplier found = tensor_core_multiplier(kind, passes, rows, shared_limit);
+        const Multiplier found = path == CudaPath::kWgmma
+                                     ? warpgroup_multiplier(kind, passes, rows)
+                                     : tensor_core_multiplier(kind, passes, rows, shared_limit);
         if (!kernels.empty() && rows > 1 && found.tile_rows == kernels.back().tile_rows) break;
         kernels.push_back(
             {kind, passes, found.tile_rows, found.tile_columns, found.threads, found.shared_bytes});

@@ -1,12 +1,14 @@
 // The contract between the bindings and the CUDA projection; no CUDA header needed to call it.
-// Failures of the CUDA runtime are std::runtime_error, a workspace that is too small is
-// std::invalid_argument.
+// Failures of the CUDA runtime are std::runtime_error; a workspace that is too small and a
+// TRAK_EXT_CUDA_PATH that is not there are std::invalid_argument.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "../problem.h"
+#include "path.h"
 
 namespace trak_ext {
 
@@ -39,7 +41,10 @@ void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue);
 void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
                       float* out, const CudaQueue& queue);
 
-// The kernels with matrix instructions that a device with so much shared memory a block gets.
+// The path that a projection takes on a device now: "plain", "mma" or "wgmma".
+std::string cuda_projection_path(int device);
+
+// A path's kernels with matrix instructions, for a device with so much shared memory a block.
 struct CudaKernel {
   Kind kind;
   int passes;
@@ -49,6 +54,6 @@ struct CudaKernel {
   int shared_bytes;  // dynamic
 };
 
-std::vector<CudaKernel> cuda_kernels(int64_t shared_limit);
+std::vector<CudaKernel> cuda_kernels(CudaPath path, int64_t shared_limit);
 
 }  // namespace trak_ext

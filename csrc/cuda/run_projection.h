@@ -73,7 +73,7 @@ inline void run_projection(const Multiplier& multiplier, const MatrixLaw& law,
   problem.law = law;
   problem.grad = grad;
   if (rows == 1) problem.grad.row_stride = 0;  // leads nowhere, and must not spoil the alignment
-  problem.layout = choose_layout(problem.grad);
+  problem.layout = choose_layout(problem.grad, multiplier.pads);
   problem.superblocks = count_superblocks(grad);
   problem.chunk_superblocks = choose_chunk_superblocks(problem.superblocks);
   problem.partials = workspace.data;

@@ -3,9 +3,10 @@
 //   - every thread of a block is a fiber; which one runs next is drawn at random;
 //   - shared memory starts as NaN, and reading what nobody wrote is an error;
 //   - two threads that touch the same shared bytes between two barriers, one of them writing, are
-//   an
-//     error, whatever order they happened to run in;
+//   an error, whatever order they happened to run in;
 //   - asynchronous copies land when they are waited for, not before;
+//   - what a warpgroup's matrix instruction uses may not be touched before it is waited for
+//   (warpgroup.cpp);
 //   - every access is checked against the memory that the caller named.
 #pragma once
 
@@ -67,6 +68,34 @@ void wait_copies() {
 
 inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Runner::get().multiply_bf16(d, a, b0, b1);
+}
+
+constexpr bool kHasWarpgroups = true;
+inline void never_called() {}
+inline int warpgroup_index() { return thread_index() / 128; }
+inline uint64_t describe_operand(const void* shared, int summed_bytes, int row_bytes) {
+  return Runner::get().describe_operand(shared, summed_bytes, row_bytes);
+}
+inline uint64_t move_operand(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
+inline void publish_operand() { Runner::get().publish_operand(); }
+template <int kRowTiles>
+void begin_multiply(uint32_t (&a)[4], float (&d)[kRowTiles][4]) {
+  Runner::get().begin_multiply(a, d[0]);
+}
+template <int kRows>
+void multiply_async(float (&d)[kRows / 8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  Runner::get().multiply_async(kRows, d[0], a, b, add);
+}
+inline void commit_multiplied() { Runner::get().commit_multiplied(); }
+template <int kPending>
+void wait_multiplied() {
+  Runner::get().wait_multiplied(kPending);
+}
+template <int kRowTiles>
+void finish_multiply(float (& /*d*/)[kRowTiles][4]) {
+  wait_multiplied<0>();
 }
 
 inline uint32_t bits_of(float value) {

@@ -16,14 +16,25 @@ HOST = Path(__file__).resolve().parent
 KINDS = {"rademacher": 0, "normal": 1}
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 PASSES = {"plain": 0, "medium": 1, "high": 2, "highest": 3}
+PATHS = ["plain", "mma", "wgmma"]
+# The kernels of sm_90a, with the same passes.
+WARPGROUP = "warpgroup "
 FLAGS = [
     *("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"),
 ]
-NO_NORMAL = """
+# One path and two parts alone, to build sooner.
+ONE_PATH = """
 #include "multipliers.h"
-trak_ext::Multiplier trak_ext::normal_multiplier(int, int64_t, int64_t) { return {}; }
+namespace trak_ext {{
+Multiplier rademacher_multiplier(int, int64_t rows) {{ return {mma}; }}
+Multiplier rademacher_warpgroup_multiplier(int, int64_t rows) {{ return {warpgroup}; }}
+Multiplier normal_multiplier(int, int64_t, int64_t) {{ return {{}}; }}
+Multiplier normal_warpgroup_multiplier(int, int64_t) {{ return {{}}; }}
+Multiplier plain_multiplier(Kind) {{ return {{}}; }}
+}}
 """
+NOTHING = "(void)rows, Multiplier{}"
 
 
 class Law(ctypes.Structure):
@@ -61,6 +72,7 @@ class Problem(ctypes.Structure):
         ("passes", ctypes.c_int),
         ("order_seed", ctypes.c_uint64),
         ("shared_limit", ctypes.c_int64),
+        ("warpgroups", ctypes.c_int),
     ]
 
 
@@ -78,24 +90,49 @@ def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
     return Law(KINDS[kind], seed & 0xFFFFFFFF, seed >> 32, model_id)
 
 
-class HostLibrary:
-    """The kernels of one source tree, all of them or, to build sooner, without the normal ones."""
+def compile_host(arguments: list[str]) -> None:
+    """Run the C++ compiler on what names the runner's headers."""
+    subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, f"-I{HOST}", *arguments], check=True)
 
-    def __init__(self, folder: Path, sources: Path = SOURCES, normal: bool = True) -> None:
+
+def build_runner(folder: Path) -> list[str]:
+    """Compile what runs kernels on the host, for several libraries."""
+    objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup")]
+    for name in objects:
+        compile_host(["-c", str(HOST / Path(name).with_suffix(".cpp").name), "-o", name])
+    return objects
+
+
+class HostLibrary:
+    """The kernels of one source tree, or those for Rademacher in `high` of one path ("mma")."""
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Path = SOURCES,
+        only: str | None = None,
+        runner: list[str] | None = None,
+    ) -> None:
         library = folder / "projection_host.so"
-        files = [HOST / "runner.cpp", HOST / "projection_host.cpp"]
-        files += [sources / "cuda" / f"{name}_tiles.cu" for name in ("rademacher", "plain")]
-        if normal:
-            files.append(sources / "cuda" / "normal_tiles.cu")
+        runner = runner or build_runner(folder)
+        files = [HOST / "projection_host.cpp"]
+        if only is None:
+            tiles = ("plain", "rademacher", "rademacher_warpgroup", "normal", "normal_warpgroup")
+            files += [sources / "cuda" / f"{name}_tiles.cu" for name in tiles]
         else:
-            files.append(folder / "no_normal.cpp")
-            files[-1].write_text(NO_NORMAL)
-        includes = [f"-I{sources / 'cuda'}", f"-I{HOST}"]
-        command = [os.environ.get("CXX", "c++"), *FLAGS, *includes, "-x", "c++"]
-        subprocess.run([*command, *map(str, files), "-o", str(library)], check=True)
+            makers = {"mma": NOTHING, "warpgroup": NOTHING}
+            makers[only] = {
+                "mma": "rademacher_tile<2>(rows)",
+                "warpgroup": "rademacher_warpgroup_tile<2>(rows)",
+            }[only]
+            files.append(folder / "one_path.cpp")
+            files[-1].write_text(ONE_PATH.format(**makers))
+        flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
+        compile_host([*flags, *map(str, files), "-x", "none", *runner, "-o", str(library)])
         self._library = ctypes.CDLL(str(library))
         self._library.host_project.restype = ctypes.c_char_p
         self._library.host_fill_matrix.restype = ctypes.c_char_p
+        self._library.host_choose_path.restype = ctypes.c_char_p
         self._library.host_sizeof_problem.restype = ctypes.c_int64
         assert self._library.host_sizeof_problem() == ctypes.sizeof(Problem)
 
@@ -135,9 +172,10 @@ class HostLibrary:
             workspace=workspace.data_ptr(),
             workspace_bytes=workspace_bytes,
             tile_for_rows=grads.shape[0] if tile_for_rows is None else tile_for_rows,
-            passes=PASSES[precision],
+            passes=PASSES[precision.removeprefix(WARPGROUP)],
             order_seed=order_seed,
             shared_limit=shared_limit,
+            warpgroups=int(precision.startswith(WARPGROUP)),
         )
         error = self._library.host_project(ctypes.byref(problem))
         if error is not None:
@@ -152,3 +190,12 @@ class HostLibrary:
         if error is not None:
             raise RuntimeError(error.decode())
         return out
+
+    def choose_path(self, wanted: str | None, best: str) -> str:
+        """Return the path that TRAK_EXT_CUDA_PATH = `wanted` gets where `best` is there."""
+        path = ctypes.c_int()
+        value = None if wanted is None else wanted.encode()
+        error = self._library.host_choose_path(value, PATHS.index(best), ctypes.byref(path))
+        if error is not None:
+            raise RuntimeError(error.decode())
+        return PATHS[path.value]

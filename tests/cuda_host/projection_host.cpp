@@ -3,6 +3,7 @@
 #include <exception>
 #include <string>
 
+#include "path.h"
 #include "run_projection.h"
 #include "runner.h"
 
@@ -42,6 +43,7 @@ struct HostProblem {
   int passes;             // 0: the kernel without matrix instructions
   uint64_t order_seed;
   int64_t shared_limit;  // of a block, on the device that is played
+  int warpgroups;        // 1: the kernels of sm_90a
 };
 
 extern "C" const char* host_project(const HostProblem* problem) {
@@ -56,11 +58,12 @@ extern "C" const char* host_project(const HostProblem* problem) {
                    ((p.rows - 1) * p.out.row_stride + (p.proj_dim - 1) * p.out.column_stride + 1) *
                        static_cast<int64_t>(sizeof(float)));
     }
+    const int passes = trak_ext::passes_of(p.grad.dtype, p.passes);
     const trak_ext::Multiplier multiplier =
         p.passes == 0 ? trak_ext::plain_multiplier(p.law.kind)
-                      : trak_ext::tensor_core_multiplier(
-                            p.law.kind, trak_ext::passes_of(p.grad.dtype, p.passes),
-                            p.tile_for_rows, p.shared_limit);
+        : p.warpgroups != 0
+            ? trak_ext::warpgroup_multiplier(p.law.kind, passes, p.tile_for_rows)
+            : trak_ext::tensor_core_multiplier(p.law.kind, passes, p.tile_for_rows, p.shared_limit);
     trak_ext::run_projection(multiplier, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
                              nullptr);
   });
@@ -72,6 +75,12 @@ extern "C" const char* host_fill_matrix(const trak_ext::MatrixProblem* problem) 
     runner.begin(0);
     runner.allow(problem->out, problem->params * problem->proj_dim * 4);
     trak_ext::run_fill_matrix(*problem, nullptr);
+  });
+}
+
+extern "C" const char* host_choose_path(const char* wanted, int best, int* path) {
+  return caught([&] {
+    *path = static_cast<int>(trak_ext::choose_path(wanted, static_cast<trak_ext::CudaPath>(best)));
   });
 }
 

@@ -1,63 +1,21 @@
 #include "runner.h"
 
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
 
+#include "fiber.h"
+
 namespace trak_ext::host_run {
 namespace {
-
-constexpr size_t kStackBytes = 128 * 1024;
-constexpr int kWarp = 32;
-
-enum State : int { kNew, kReady, kAtBarrier, kAtMultiply, kAtBallot, kDone };
-
-struct Copy {
-  char* to;
-  const void* from;
-  int bytes;
-};
 
 // Contexts are entered once through ucontext and left and resumed by _setjmp, which makes no system
 // calls.
 jmp_buf scheduler;
 
-float from_bf16(uint32_t bits) {
-  bits = (bits & 0xFFFFu) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// fp64 to fp32 towards zero, as matrix instructions are known to cut their sums; infinities stay.
-float truncate(double value) {
-  const auto nearest = static_cast<float>(value);
-  if (!std::isfinite(nearest)) return nearest;
-  return std::fabs(static_cast<double>(nearest)) > std::fabs(value) ? std::nextafter(nearest, 0.0f)
-                                                                    : nearest;
-}
-
 }  // namespace
-
-struct Fiber {
-  std::vector<char> stack = std::vector<char>(kStackBytes);
-  ucontext_t start;
-  jmp_buf resume;
-  int state = kNew;
-  std::vector<std::vector<Copy>> groups;  // committed, the oldest first
-  std::vector<Copy> open;
-  // Operands of the matrix instruction it waits in.
-  float* d = nullptr;
-  const uint32_t* a = nullptr;
-  uint32_t b[2] = {};
-  uint32_t vote = 0;  // its own before the ballot, the warp's after it
-};
 
 Runner& Runner::get() {
   static Runner runner;
@@ -99,6 +57,7 @@ void Runner::enter() {
       if (!group.empty()) runner.fault("a thread ended with copies under way");
     }
   }
+  runner.check_multiplied();
   fiber.state = kDone;
   _longjmp(scheduler, 1);
 }
@@ -117,6 +76,7 @@ void Runner::run_block(int threads, int shared_bytes) {
     fiber.state = kNew;
     fiber.groups.clear();
     fiber.open.clear();
+    fiber.matrix = MatrixState();
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.data();
     fiber.start.uc_stack.ss_size = kStackBytes;
@@ -149,6 +109,9 @@ void Runner::run_block(int threads, int shared_bytes) {
       release(kAtMultiply, warp, kWarp);
       release(kAtBallot, warp, kWarp);
     }
+    for (int first = 0; first + kWarpgroup <= threads; first += kWarpgroup) {
+      release(kAtWarpgroup, first, kWarpgroup);
+    }
   }
   for (int i = 0; i < threads; ++i) {
     if (fibers_[static_cast<size_t>(i)]->state != kDone) {
@@ -166,7 +129,19 @@ void Runner::release(int state, int first, int count) {
     waiting += found == state;
   }
   if (waiting == 0) return;
-  if (state == kAtBarrier) ++epoch_;
+  if (state == kAtBarrier) {
+    ++epoch_;
+    for (int i = first; i < first + count; ++i) {
+      MatrixState& matrix = fibers_[static_cast<size_t>(i)]->matrix;
+      matrix.published_before_barrier = matrix.published;
+    }
+  }
+  if (state == kAtWarpgroup) {
+    if (waiting != kWarpgroup) {
+      throw std::runtime_error("a warpgroup's matrix instruction without all its threads");
+    }
+    start_multiply(first);
+  }
   if (state == kAtBallot) {
     if (waiting != kWarp) throw std::runtime_error("a ballot without all lanes");
     uint32_t votes = 0;
@@ -278,8 +253,10 @@ void Runner::mark_written(Cell& cell, const char* what) {
       (cell.read_epoch == epoch_ && cell.reader != current_)) {
     fault(std::string(what) + " that another thread used since the last barrier");
   }
+  if (cell.multiplied > 0) fault(std::string(what) + " while a matrix instruction may read it");
   cell.write_epoch = epoch_;
   cell.writer = current_;
+  cell.write_number = ++number_;
   cell.written = true;
 }
 

@@ -9,6 +9,7 @@
 namespace trak_ext::host_run {
 
 struct Fiber;
+struct Reading;
 
 class Runner {
  public:
@@ -36,6 +37,14 @@ class Runner {
   void multiply_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
   uint32_t ballot(bool yes);
 
+  // The warpgroup's matrix instruction (warpgroup.cpp).
+  uint64_t describe_operand(const void* shared, int summed_bytes, int row_bytes);
+  void publish_operand();
+  void begin_multiply(const uint32_t* a, const float* d);
+  void multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add);
+  void commit_multiplied();
+  void wait_multiplied(int pending);
+
  private:
   // Two bytes of shared memory: who touched them last, and between which barriers.
   struct Cell {
@@ -43,8 +52,10 @@ class Runner {
     int64_t read_epoch = -1;
     int writer = -1;
     int reader = -1;  // kMany if several
+    int64_t write_number = 0;
     bool written = false;
     int in_flight = 0;
+    int multiplied = 0;  // matrix instructions under way that read it
   };
   static constexpr int kMany = -2;
 
@@ -55,6 +66,9 @@ class Runner {
   void fault(const std::string& what);
   Cell* cells_of(const void* address, int bytes, int alignment);
   void mark_written(Cell& cell, const char* what);
+  void start_multiply(int first);
+  uint16_t read_operand(int64_t at, Reading& reading);
+  void check_multiplied();
   static void enter();
 
   std::mt19937_64 random_{0};
@@ -66,6 +80,7 @@ class Runner {
   int shared_bytes_ = 0;
   int64_t block_ = 0;
   int64_t epoch_ = 0;
+  int64_t number_ = 0;  // of stores to shared memory, in the order in which they ran
   int current_ = 0;
   void (*body_)(void*) = nullptr;
   void* data_ = nullptr;

@@ -20,10 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .. import evaluation, report
 from ..attributor import Attributor
-from ..gradients import GradientComputer
+from ..baselines import GradientProduct
 from ..runtime import build_info
 from ..solved_targets import TopK
-from ..tasks import get_task
 from . import digits, figure
 
 TASK = "image_classification"
@@ -47,28 +46,6 @@ class Stopwatch:
         begin = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - begin, 3)
-
-
-def gradient_product(states: list[dict[str, Tensor]], split: digits.DigitsSplit) -> Tensor:
-    """Return the gradient-product baseline [n, t]: mean over checkpoints of Q_i g_i . g_z.
-
-    It ranks training samples as the dot product of loss gradients does (the loss gradient is
-    -Q_i g_i): influence with the Hessian left out.
-    """
-    computer = GradientComputer(digits.make_model(), get_task(TASK))
-    total = torch.zeros(len(split.train_labels), len(split.test_labels))
-    for state in states:
-        sides = []
-        for batch in (
-            (split.train_inputs, split.train_labels),
-            (split.test_inputs, split.test_labels),
-        ):
-            parts = list(computer(state, batch))
-            rows = [torch.cat([g.flatten(1) for g in part.grads.values()], 1) for part in parts]
-            sides.append((torch.cat(rows), torch.cat([part.weight for part in parts])))
-        (train, q), (test, _) = sides
-        total += (train @ test.T) * q[:, None] / len(states)
-    return total
 
 
 def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
@@ -135,8 +112,12 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         with watch.stage(f"attribute_{name}"):
             scores[name] = attributor.attribute(test_loader)
     with watch.stage("baselines"):
-        scores["grad_dot_m1"] = gradient_product(states[:1], split)
-        scores["grad_dot"] = gradient_product(states, split)
+        for name, checkpoints in (("grad_dot_m1", states[:1]), ("grad_dot", states)):
+            baseline = GradientProduct(
+                digits.make_model(), TASK, checkpoints=checkpoints, progress=progress
+            )
+            baseline.fit(train_loader)
+            scores[name] = baseline.attribute(test_loader)
         generator = torch.Generator().manual_seed(seed)
         scores["random"] = torch.randn(scores["grad_dot"].shape, generator=generator)
     with watch.stage("evaluate"):

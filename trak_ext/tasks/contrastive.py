@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..batches import batch_size, map_tensors
 from ..reference import philox4x32
 from .core import Batches, ModelOutput, Task
 from .parts import at_least_fp32
@@ -100,16 +101,15 @@ def _sample_pairs(
     """
     kept: list[tuple[int, int, Tensor, Tensor]] = []  # (-hash, position, ...), largest hash first
     for start, batch in batches:
-        tensor = _first_tensor(batch)
-        positions = np.arange(start, start + tensor.shape[0])
+        positions = np.arange(start, start + batch_size(batch))
         hashes = _hashes(positions, checkpoint, seed)
         order = sorted(range(len(positions)), key=lambda i, h=hashes: h[i])[:count]  # type: ignore[misc]
         if len(kept) == count:
             order = [i for i in order if hashes[i] < -kept[0][0]]
         if not order:
             continue
-        rows = torch.tensor(order, device=tensor.device)
-        image, text = _embeddings(model, _rows(batch, rows))
+        rows = map_tensors(lambda t, rows=order: t[torch.tensor(rows, device=t.device)], batch)  # type: ignore[misc]
+        image, text = _embeddings(model, rows)
         for row, i in enumerate(order):
             entry = (-hashes[i], int(positions[i]), image[row].detach(), text[row].detach())
             if len(kept) < count:
@@ -195,17 +195,3 @@ def _scale(model: Callable[..., Any], given: float | None) -> Tensor:
             f"clip_task(logit_scale=...)), got {'none' if scale is None else scale!r}"
         )
     return at_least_fp32(scale).reshape(()).exp()
-
-
-def _first_tensor(batch: Any) -> Tensor:
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return batch
-
-
-def _rows(batch: Any, rows: Tensor) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)]
-    if isinstance(batch, Mapping):
-        return {name: _rows(value, rows) for name, value in batch.items()}
-    return tuple(_rows(value, rows) for value in batch)

@@ -70,7 +70,7 @@ class Task:
         """Return f, Q and R of a batch, each [B]; Q and R carry no gradient."""
         if self.prepare is None:
             result = self.function(model, batch)
-        elif context is None or index is None:
+        elif not context or index is None:
             raise ValueError(
                 f"task {self.name!r}: expected the context that its prepare() makes and the "
                 "samples' positions, got none"

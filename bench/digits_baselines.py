@@ -1,0 +1,196 @@
+"""TRAK beside every baseline on digits: an MLP, a deeper one and a CNN, M = 10.
+
+    python bench/digits_baselines.py --json bench/results/digits_baselines.json
+
+Recipe of the demonstration (trak_ext.demo.run): 1,200 training and 300 held-out digits, 50 random
+halves with 5 networks each as the truth, checkpoints trained on all samples, TRAK with its
+defaults and proj_dim 512. TracIn takes the same checkpoints with equal rates; it was meant for
+checkpoints along one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from measure import print_table, write_json
+from trak_ext import Attributor, baselines
+from trak_ext.demo import digits
+from trak_ext.evaluation import lds, lds_difference
+
+TASK = "image_classification"
+
+
+def mlp3() -> nn.Module:
+    """Return a perceptron 64-64-64-10."""
+    return nn.Sequential(
+        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
+
+
+def cnn() -> nn.Module:
+    """Return two convolutions (8 and 16 channels, the second of stride 2) and a linear layer."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": digits.make_model, "mlp3": mlp3, "cnn": cnn}
+
+
+def loader(inputs: Tensor, labels: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(inputs, labels), batch_size=256)
+
+
+def make_truth(
+    factory: Callable[[], nn.Module],
+    split: digits.DigitsSplit,
+    num_subsets: int,
+    models_a_subset: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return masks [m, n] and mean outputs [m, t] of networks trained on random halves."""
+    masks = digits.subset_masks(num_subsets, len(split.train_labels), seed=seed)
+    members = masks.nonzero()[:, 1].view(num_subsets, -1).repeat_interleave(models_a_subset, 0)
+    seeds = [seed * 10_000 + 1_000 + i for i in range(len(members))]
+    states = digits.train_models(
+        split.train_inputs, split.train_labels, members, seeds, model_factory=factory
+    )
+    outputs = digits.model_outputs(
+        states, split.test_inputs, split.test_labels, model_factory=factory
+    )
+    return masks, outputs.view(num_subsets, models_a_subset, -1).mean(1)
+
+
+def train_on_all(
+    factory: Callable[[], nn.Module], split: digits.DigitsSplit, seeds: Sequence[int], **recipe: Any
+) -> list[dict[str, Tensor]]:
+    everything = torch.arange(len(split.train_labels)).expand(len(seeds), -1)
+    states = digits.train_models(
+        split.train_inputs, split.train_labels, everything, seeds, model_factory=factory, **recipe
+    )
+    return digits.unstack_states(states)
+
+
+def make_methods(
+    factory: Callable[[], nn.Module], states: Sequence[dict[str, Tensor]], proj_dim: int, seed: int
+) -> dict[str, Any]:
+    model = factory()
+    common: dict[str, Any] = {"checkpoints": states, "progress": False}
+    return {
+        "TRAK": Attributor(model, TASK, proj_dim=proj_dim, seed=seed, **common),
+        "gradient product": baselines.GradientProduct(model, TASK, **common),
+        "gradient cosine": baselines.GradientCosine(model, TASK, **common),
+        "TracIn": baselines.TracIn(model, TASK, **common),
+        "representation, cosine": baselines.RepresentationSimilarity(model, TASK, **common),
+        "representation, dot": baselines.RepresentationSimilarity(
+            model, TASK, similarity="dot", **common
+        ),
+        "representation, -distance": baselines.RepresentationSimilarity(
+            model, TASK, similarity="negative_distance", **common
+        ),
+        "random": baselines.Random(model, TASK, seed=seed, **common),
+    }
+
+
+def attribute(methods: dict[str, Any], split: digits.DigitsSplit) -> dict[str, Tensor]:
+    scores = {}
+    for name, method in methods.items():
+        method.fit(loader(split.train_inputs, split.train_labels))
+        scores[name] = method.attribute(loader(split.test_inputs, split.test_labels))
+    return scores
+
+
+def measure(network: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row a method for one network."""
+    factory, seed = NETWORKS[network], settings.seed
+    split = digits.load_digits_split(settings.num_train, settings.num_test, seed=seed)
+    masks, outputs = make_truth(factory, split, settings.subsets, settings.models_a_subset, seed)
+    seeds = [seed * 10_000 + i for i in range(settings.checkpoints)]
+    states = train_on_all(factory, split, seeds)
+    scores = attribute(make_methods(factory, states, settings.proj_dim, seed), split)
+    rows = []
+    for name, value in scores.items():
+        own = lds(value, masks, outputs)
+        row: dict[str, Any] = {
+            "network": network,
+            "method": name,
+            "lds": own.mean,
+            "interval_targets": own.interval_targets,
+            "interval_subsets": own.interval_subsets,
+        }
+        if name != "TRAK":
+            gap = lds_difference(scores["TRAK"], value, masks, outputs)
+            row |= {
+                "difference": gap.mean,
+                "difference_targets": gap.interval_targets,
+                "difference_subsets": gap.interval_subsets,
+                "excludes_0": gap.a_is_better,
+            }
+        rows.append(row)
+    return rows
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of `measure`."""
+
+    def span(row: dict[str, Any], key: str) -> str:
+        return f"{row[key][0]:.3f} to {row[key][1]:.3f}" if key in row else ""
+
+    header = ["method", "LDS", "over targets", "over subsets"]
+    header += ["TRAK less it", "over targets", "over subsets"]
+    table = [
+        [
+            row["method"],
+            f"{row['lds']:.3f}",
+            span(row, "interval_targets"),
+            span(row, "interval_subsets"),
+            f"{row['difference']:.3f}" if "difference" in row else "",
+            span(row, "difference_targets"),
+            span(row, "difference_subsets"),
+        ]
+        for row in rows
+    ]
+    print_table(title, header, table)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--num-train", type=int, default=1200)
+    parser.add_argument("--num-test", type=int, default=300)
+    parser.add_argument("--subsets", type=int, default=50)
+    parser.add_argument("--models-a-subset", type=int, default=5)
+    parser.add_argument("--checkpoints", type=int, default=10)
+    parser.add_argument("--proj-dim", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    settings = parse()
+    torch.set_num_threads(settings.threads)
+    rows = []
+    for network in settings.networks:
+        found = measure(network, settings)
+        print_rows(f"{network}: LDS on digits, M = {settings.checkpoints}", found)
+        rows += found
+    chosen = {key: value for key, value in vars(settings).items() if key != "json"}
+    write_json(settings.json, "digits_baselines", chosen, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trak_ext
+from late_transport import LateTransport
+from trak_ext import scoring, streaming
+from trak_ext.solved_targets import SolvedTargets, TopK
+from trak_ext.streaming import score_streamed, stream_blocks, top_k_streamed
+
+CPU = torch.device("cpu")
+
+
+def problem(checkpoints=2, n=103, t=5, k=7, dtype=torch.float32):
+    features = [torch.randn(n, k).to(dtype) for _ in range(checkpoints)]
+    solved = SolvedTargets(torch.randn(checkpoints, t, k, dtype=torch.float64), torch.float32)
+    return solved, features, torch.rand(n), 1 + torch.rand(checkpoints, n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("rows", [1, 7, 50, 52, 102, 103, 1000])
+def test_blocks_give_the_scores_of_the_whole(dtype, rows):
+    solved, features, weights, coefficients = problem(dtype=dtype)
+    block_bytes = rows * 2 * 7 * features[0].element_size()
+    for given in (None, coefficients):
+        expected = solved.score(features, weights, given)
+        arguments = {"block_bytes": block_bytes, "transport": LateTransport()}
+        got = score_streamed(solved, features, weights, given, **arguments)
+        torch.testing.assert_close(got, expected)
+        for largest in (True, False):
+            for k in (0, 1, 20, 103):
+                best = solved.top_k(features, weights, k, largest, given)
+                arguments["transport"] = LateTransport()
+                found = top_k_streamed(solved, features, weights, k, largest, given, **arguments)
+                assert torch.equal(found.indices, best.indices)
+                torch.testing.assert_close(found.values, best.values)
+
+
+def test_ties_go_to_the_lower_index_across_blocks():
+    solved = SolvedTargets(torch.ones(1, 2, 3, dtype=torch.float64), torch.float32)
+    features = [torch.ones(10, 3)]
+    found = top_k_streamed(
+        solved, features, torch.ones(10), 4, block_bytes=36, transport=LateTransport()
+    )
+    assert found.indices.tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_nothing_to_do():
+    solved, features, weights, _ = problem(n=0)
+    assert score_streamed(solved, features, weights).shape == (0, 5)
+    assert top_k_streamed(solved, features, weights, 0).values.shape == (5, 0)
+
+
+def test_a_nan_is_refused_wherever_it_is():
+    solved, features, weights, _ = problem()
+    features[1][99, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"train_features: expected scores .* got NaN"):
+        top_k_streamed(solved, features, weights, 3, block_bytes=560, transport=LateTransport())
+
+
+def test_two_blocks_are_held():
+    _, features, _, _ = problem(checkpoints=3)
+    transport = LateTransport()
+    for _ in stream_blocks(features, CPU, 10 * 3 * 7 * 4, transport):
+        pass
+    assert transport.buffers == 2 * 2 * 3  # pinned and on the device, a checkpoint each
+
+
+def blocks_are_right(module, eager_compute: bool, eager_copies: bool) -> bool:
+    """Read a matrix that comes in blocks of four rows, on a stream that is early or late."""
+    matrix = torch.arange(46.0).reshape(23, 2)
+    transport = LateTransport(eager_compute, eager_copies)
+    read: list[torch.Tensor] = []
+    for block in module.stream_blocks([matrix], CPU, 4 * 2 * 4, transport):
+        transport.compute_stream.add(lambda block=block: read.append(block.features[0].clone()))
+    transport.compute_stream.record_event().synchronize()
+    assert [len(block) for block in read] == [4, 4, 4, 4, 4, 3]
+    return torch.equal(torch.cat(read), matrix)
+
+
+@pytest.mark.parametrize("eager_compute", [False, True])
+@pytest.mark.parametrize("eager_copies", [False, True])
+def test_whichever_stream_is_ahead(eager_compute, eager_copies):
+    assert blocks_are_right(streaming, eager_compute, eager_copies)
+
+
+FAULTS = {
+    "scored before it has come": "        transport.compute_stream.wait_event(slot.copied)\n",
+    "copied over while it is scored": (
+        "        self._transport.copy_stream.wait_event(self.computed)\n"
+    ),
+    "pinned buffer filled while it is read": (
+        "            self.copied.synchronize()  # the pinned buffer is read until then\n"
+    ),
+    "no event after scoring": ("        slot.computed = transport.compute_stream.record_event()\n"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault, tmp_path, monkeypatch):
+    text = Path(streaming.__file__).read_text()
+    line = FAULTS[fault]
+    assert text.count(line) == 1
+    copy = tmp_path / "faulty_streaming.py"
+    copy.write_text(text.replace(line, line[: -len(line.lstrip())] + "pass\n"))
+    spec = importlib.util.spec_from_file_location("trak_ext.faulty_streaming", copy)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    modes = [(compute, copies) for compute in (False, True) for copies in (False, True)]
+    assert not all(blocks_are_right(module, *mode) for mode in modes)
+
+
+@pytest.mark.parametrize("leverage", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_score_and_top_k_with_features_that_are_streamed(leverage, given, monkeypatch):
+    # Where targets are on a CUDA device and features are not; here all is on the CPU, so the
+    # choice is made by hand.
+    train, targets = torch.randn(2, 103, 7), torch.randn(2, 5, 7)
+    weights, curvature = torch.rand(2, 103), torch.rand(2, 103)
+    options = {"curvature": curvature, "leverage": leverage}
+    if given:
+        options["kernel"] = trak_ext.kernel_matrix(train, curvature)
+    expected = trak_ext.score(train, targets, weights, **options)
+    best = trak_ext.top_k(train, targets, 9, weights, **options)
+
+    prepare = scoring._prepare
+    monkeypatch.setattr(scoring, "_prepare", lambda *a: prepare(*a)._replace(streamed=True))
+
+    def on_device(device, features, r, m):
+        for rows, (part,) in stream_blocks([features], device, 4 * 7 * 10, LateTransport()):
+            yield part, None if r is None else r[m, rows]
+
+    monkeypatch.setattr(scoring, "_rows_on", on_device)
+    monkeypatch.setattr(streaming, "CudaTransport", lambda device: LateTransport())
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 560)
+    torch.testing.assert_close(trak_ext.score(train, targets, weights, **options), expected)
+    found = trak_ext.top_k(train, targets, 9, weights, **options)
+    assert isinstance(found, TopK)
+    assert torch.equal(found.indices, best.indices)

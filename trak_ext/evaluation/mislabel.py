@@ -1,0 +1,120 @@
+"""Mislabel detection: do wrongly labelled training samples influence themselves the most?"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import check_finite, check_vector
+
+__all__ = ["MislabelAUC", "flip_labels", "mislabel_auc"]
+
+_Z = 1.959963984540054  # of a 95 % interval of the normal distribution
+
+
+class MislabelAUC(NamedTuple):
+    """Area under the ROC curve, in [0, 1]; .5 is chance."""
+
+    value: float
+    interval: tuple[float, float]  # 95 %, for other samples of both kinds
+
+
+def mislabel_auc(scores: Tensor, mislabelled: Tensor) -> MislabelAUC:
+    """Measure how well high scores tell mislabelled training samples from the others.
+
+    The area under the ROC curve is the Mann-Whitney statistic: the chance that a mislabelled
+    sample has the higher score of a random pair, ties counting one half. It is computed exactly
+    from average ranks. The interval is that of DeLong, DeLong & Clarke-Pearson 1988 ("Comparing
+    the Areas under Two or More Correlated Receiver Operating Characteristic Curves") on the scale
+    of log(AUC / (1 - AUC)), which keeps it within [0, 1]; it is the point itself where all pairs
+    are ordered alike (AUC 0 or 1), as no spread can be seen then.
+
+    Args:
+        scores: one a training sample, such as `Attributor.self_influence()`: [n], floating point
+            and finite.
+        mislabelled: [n], bool, with at least one True and one False.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit.
+    """
+    check_vector("scores", scores, None, "one a training sample")
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point dtype, got {scores.dtype}")
+    check_finite("scores", scores)
+    check_vector("mislabelled", mislabelled, len(scores), "one a score")
+    if mislabelled.dtype != torch.bool:
+        raise TypeError(f"mislabelled: expected dtype torch.bool, got {mislabelled.dtype}")
+    wrong = mislabelled.cpu()
+    values = scores.detach().to("cpu", torch.float64)
+    positive, negative = values[wrong], values[~wrong]
+    if len(positive) == 0 or len(negative) == 0:
+        raise ValueError(
+            "mislabelled: expected at least one True and one False, got "
+            f"{len(positive)} and {len(negative)}"
+        )
+    above = _share_below(positive, negative)  # [n1]: of the rest, ties one half
+    below = 1 - _share_below(negative, positive)  # [n0]
+    area = above.mean().item()
+    variance = _variance_of_mean(above) + _variance_of_mean(below)
+    if not 0 < area < 1 or variance == 0:
+        return MislabelAUC(area, (area, area))
+    centre = math.log(area / (1 - area))
+    reach = _Z * math.sqrt(variance) / (area * (1 - area))
+    low, high = (1 / (1 + math.exp(-bound)) for bound in (centre - reach, centre + reach))
+    return MislabelAUC(area, (low, high))
+
+
+def flip_labels(
+    labels: Tensor, *, num_classes: int, share: float = 0.05, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Give a random share of samples a wrong label, each other class as likely.
+
+    Args:
+        labels: [n], integers in 0..num_classes - 1.
+        num_classes: at least 2.
+        share: of the samples to mislabel, in [0, 1]; round(share * n) of them are.
+        seed: of the draw; the global generator is left alone.
+
+    Returns:
+        The labels [n], of the same dtype, and where they are wrong [n], bool.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit.
+    """
+    check_vector("labels", labels, None, "one a sample")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        raise ValueError(f"num_classes: expected an integer of at least 2, got {num_classes!r}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels: expected 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
+        )
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share: expected a number in [0, 1], got {share}")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    steps = torch.randint(1, num_classes, (len(chosen),), generator=generator)
+    flipped = labels.clone()
+    steps, chosen = steps.to(labels), chosen.to(labels.device)
+    flipped[chosen] = (labels[chosen] + steps) % num_classes
+    wrong = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    wrong[chosen] = True
+    return flipped, wrong
+
+
+def _share_below(values: Tensor, others: Tensor) -> Tensor:
+    """For each value, the share of the others that lie below it, equal ones counting one half."""
+    ordered = others.sort().values
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    return (below + up_to).double() / (2 * len(others))
+
+
+def _variance_of_mean(values: Tensor) -> float:
+    if len(values) < 2:
+        return 0.0  # nothing is known of the spread
+    return (values.var() / len(values)).item()
