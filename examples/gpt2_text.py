@@ -28,7 +28,7 @@ LENGTH = 32  # tokens of a sentence at most
 def surest_words(
     model: nn.Module, test: common.Columns, tokenizer: Tokenizer
 ) -> tuple[common.Columns, Tensor]:
-    """Choose of every sentence the whole word that the model gives the highest probability.
+    """Choose of every sentence the word of five letters or more that the model is surest of.
 
     Returns rows for causal_lm_token, one a sentence, and the probabilities [sentences].
     """
@@ -39,9 +39,10 @@ def surest_words(
         logits = model.eval()(**inputs).logits
     token = test["input_ids"][sample, position]
     probability = logits[sample, position - 1].softmax(1)[range(len(token)), token]
-    is_word = [tokenizer.decode([i]).strip().isalpha() for i in token.tolist()]
+    words = [tokenizer.decode([i]).strip() for i in token.tolist()]
+    is_telling = torch.tensor([word.isalpha() and len(word) > 4 for word in words])
     # From the third token on, where there is something to go by.
-    probability = probability.masked_fill(~torch.tensor(is_word) | (position < 3), 0.0)
+    probability = probability.masked_fill(~is_telling | (position < 3), 0.0)
     chosen = torch.stack(
         [torch.where(sample == i, probability, -1.0).argmax() for i in range(len(test["labels"]))]
     )
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         packages, a_package, size, width = PACKAGES[:1], 160, 600, 48
         epochs, checkpoints, count = 4, 2, 4
     else:
-        packages, a_package, size, width = PACKAGES, 420, 2000, 128
+        packages, a_package, size, width = PACKAGES, 250, 2000, 128
         epochs, checkpoints, count = 12, 3, 20
     transformers.logging.set_verbosity_error()
     pool = [text for package in packages for text in package_texts(package, a_package)]

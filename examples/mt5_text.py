@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         packages, a_package, size, width = PACKAGES[:1], 120, 600, 32
         epochs, checkpoints, count = 3, 2, 6
     else:
-        packages, a_package, size, width = PACKAGES, 420, 2000, 96
+        packages, a_package, size, width = PACKAGES, 250, 2000, 96
         epochs, checkpoints, count = 12, 3, 40
     transformers.logging.set_verbosity_error()
     pool = [text for package in packages for text in package_texts(package, a_package)]
