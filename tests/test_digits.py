@@ -227,7 +227,7 @@ def test_states_of_unequal_lengths_are_refused():
 def test_other_networks_train_side_by_side(split, factory):
     subsets = torch.arange(300).expand(2, -1)
     states = digits.train_models(
-        split.train_inputs, split.train_labels, subsets, [0, 1], model_factory=factory, epochs=8
+        split.train_inputs, split.train_labels, subsets, [0, 1], model_factory=factory, epochs=30
     )
     state = digits.unstack_states(states)[1]
     logits = functional_call(factory(), state, (split.test_inputs,))
