@@ -7,7 +7,7 @@ from torch import Tensor
 
 from accuracy_settings import Measured
 from trak_ext import kernel_matrix, score
-from trak_ext.damping import ImpliedRidge, choose_damping
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping
 
 FIXED = tuple(2.0**j for j in range(-3, 6))  # dampings that "auto" is compared with
 

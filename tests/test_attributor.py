@@ -154,7 +154,9 @@ def brute_force(task, model, states, train, test, *, damping=1.0, kind="rademach
 
 def attributor(model, task="image_classification", **options):
     return Attributor(
-        model, task, **{"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
+        model,
+        task,
+        **{"proj_dim": PROJ_DIM, "damping": 1.0, "curvature": None, "progress": False, **options},
     )
 
 

@@ -12,7 +12,7 @@ from trak_ext import Attributor
 
 @device
 @pytest.mark.parametrize(
-    "options", [{}, {"curvature": True, "leverage": True, "blocks": 2}, {"kind": "normal"}]
+    "options", [{}, {"curvature": "own", "leverage": True, "blocks": 2}, {"kind": "normal"}]
 )
 def test_scores_agree_with_the_cpu(options, tmp_path):
     torch.manual_seed(0)

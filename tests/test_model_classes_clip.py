@@ -208,6 +208,7 @@ def test_scores(name):
         checkpoints=states,
         proj_dim=brute_force.PROJ_DIM,
         damping=1.0,
+        curvature=None,
         progress=False,
     )
     attributor.fit(as_given(train, model))

@@ -41,10 +41,12 @@ class Attributor:
             None for the model as it is. Checkpoint m has model_id m.
         proj_dim: Features k a sample, checkpoint and projection block, at least 1.
         kind, seed, precision: As in `trak_ext.project`.
-        damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each
-            checkpoint's kernel and fit.
-        ridge, curvature, leverage: As in `trak_ext.score`; curvature as a flag, R being the task's.
-            A store serves any damping and any of these.
+        damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each checkpoint's
+            kernel and fit.
+        ridge, leverage: As in `trak_ext.score`.
+        curvature: What a kernel matrix weights samples by: "mean" for R averaged over the
+            checkpoints, "own" for each checkpoint's R, None for 1 (Park et al. 2023). A store
+            serves any damping, ridge, leverage and curvature.
         blocks: Independent projections of proj_dim features a checkpoint, whose scores are
             averaged; block b takes columns b proj_dim to (b + 1) proj_dim - 1 of the matrix.
         params: Which parameters are differentiated: None for those with requires_grad, a glob
@@ -81,7 +83,7 @@ class Attributor:
         seed: int = 0,
         damping: float | str = "auto",
         ridge: float = 0.0,
-        curvature: bool = False,
+        curvature: str | None = "mean",
         leverage: bool = False,
         blocks: int = 1,
         params: ParameterChoice = None,
@@ -131,13 +133,12 @@ class Attributor:
         offset = 0
         if part:
             offset = self._fitted(part).num_samples
-        fitter = PartFitter(
-            self._store, self._features, self.estimator.curvature, self.device, part, offset
-        )
+        fitter = PartFitter(self._store, self._features, self.device, part, offset)
         with self._bar("fit", train_loader) as bar:
             for m in range(len(self._checkpoints)):
                 weights = self._checkpoints.load(m, self.device)
                 fitter.fit(m, weights, train_loader, bar)
+        self._fitted(part + 1).write_kernels(self.estimator.curvature, part)
 
     # --- attribute --------------------------------------------------------------------------------
 

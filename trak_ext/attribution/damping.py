@@ -72,14 +72,20 @@ class ImpliedRidge:
 def ridge_of_sums(sums: Tensor, *, curvature: bool) -> float | None:
     """Return lambda >= 0 from `ImpliedRidge.sums`; None where nothing is implied.
 
-    It is in units of the kernel with curvature weights, or of the one without, which is larger by
-    sum |phi|^2 / sum R |phi|^2, and so is its ridge.
+    Checkpoints of one recipe have one ridge: numerator and denominator are summed over them, which
+    matters where samples are few.
+
+    Args:
+        sums: [k + 4], or [c, k + 4] of several checkpoints or projection blocks.
+        curvature: Whether lambda is for kernels with curvature weights, or for those without, which
+            are larger by sum |phi|^2 / sum R |phi|^2, and so is their ridge.
     """
-    gradient, figures = sums[: -len(_FIGURES)], sums[-len(_FIGURES) :]
+    rows = sums.reshape(-1, sums.shape[-1])
+    gradient, figures = rows[:, : -len(_FIGURES)], rows[:, -len(_FIGURES) :].sum(0)
     alignment, squares, curved_squares, mismatches = figures.tolist()
     if mismatches or not (alignment > 0 and curved_squares > 0):
         return None
-    ridge = float(gradient @ gradient) / alignment
+    ridge = float(gradient.square().sum()) / alignment
     return ridge if curvature else ridge * squares / curved_squares
 
 

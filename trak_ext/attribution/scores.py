@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -81,35 +83,38 @@ class FittedScores:
             return total.float()
         num_terms = 0
         for m in range(fitted.num_checkpoints):
-            factors = self.factors(m)
-            num_terms += len(factors)
-            for block in fitted.samples([m]):
-                for factor, features in zip(factors, block.features, strict=True):
-                    plain, c = self._estimator.leverage_and_coefficients(
-                        factor, features, block.curvature[0]
-                    )
-                    total[block.start : block.start + len(plain)] += plain * c
+            for rows, plain, c in self._leverages(m):
+                total[rows] += plain * c
+                num_terms += rows.start == 0
         weight = torch.cat([block.weight for block in fitted.samples()])
         return (total / num_terms * weight).float()
 
     def factors(self, m: int) -> list[Tensor]:
         """Return the damped Cholesky factor of each of checkpoint m's blocks: fp64 [k, k]."""
-        kernels, implied = self._fitted.kernels(m, self._estimator.curvature)
+        kernels = self._fitted.kernels(m, self._estimator.curvature)
+        implied = self._fitted.implied()
         return self._estimator.factors(kernels, self._fitted.num_samples, implied)
 
     def _coefficients(self) -> Tensor | None:
         """Return the leverage correction of every checkpoint, block and sample: fp32 [M b, n]."""
         if not self._estimator.leverage:
             return None
-        rows = []
+        terms = []
         for m in range(self._fitted.num_checkpoints):
-            factors = self.factors(m)
-            own = torch.empty((len(factors), self._fitted.num_samples), dtype=torch.float32)
+            for rows, _, c in self._leverages(m):
+                if rows.start == 0:
+                    terms.append(torch.empty(self._fitted.num_samples, dtype=torch.float32))
+                terms[-1][rows] = c.float()
+        return torch.stack(terms)
+
+    def _leverages(self, m: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield rows, phi_i^T K^-1 phi_i and c_i of them, all of a block before the next block."""
+        curvature = self._fitted.curvature(m, self._estimator.curvature)
+        for b, factor in enumerate(self.factors(m)):
             for block in self._fitted.samples([m]):
-                for b, (factor, features) in enumerate(zip(factors, block.features, strict=True)):
-                    _, c = self._estimator.leverage_and_coefficients(
-                        factor, features, block.curvature[0]
-                    )
-                    own[b, block.start : block.start + len(c)] = c
-            rows.append(own)
-        return torch.cat(rows)
+                rows = slice(block.start, block.start + len(block.weight))
+                own = None if curvature is None else curvature[rows]
+                yield (
+                    rows,
+                    *self._estimator.leverage_and_coefficients(factor, block.features[b], own),
+                )

@@ -2,12 +2,12 @@
 
 from .directory import DirectoryStore, open_store
 from .in_memory import MemoryStore
-from .records import Context, Kernel, SampleId, Shard, StoreError, shard_rows
+from .records import Context, Mark, SampleId, Shard, StoreError, shard_rows
 
 __all__ = [
     "Context",
     "DirectoryStore",
-    "Kernel",
+    "Mark",
     "MemoryStore",
     "SampleId",
     "Shard",

@@ -23,13 +23,13 @@ class Shard(NamedTuple):
     ids: list[SampleId] | None = None
 
 
-class Kernel(NamedTuple):
-    """The kernel matrices of a checkpoint's finished part, and what they were made of."""
+class Mark(NamedTuple):
+    """What is known of a checkpoint's finished part: the mark that its features are all there."""
 
-    matrix: Tensor  # fp64 [blocks, k, k]
-    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
     num_samples: int
     data_digests: list[str]  # of each shard, in order
+    curvature: Tensor  # fp32 [num_samples]
+    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
 
 
 class Context(NamedTuple):
