@@ -1,14 +1,15 @@
 """Projection on a CUDA device, against its measured ceilings, matrix products and peers.
 
-Run as `python bench/projection.py --device cuda`; `--device rehearsal` goes through the same on the
-CPU with small problems. Times are medians between CUDA events on the current stream. The ceilings
-are measured in the same run: a large bf16 product and a large copy. The floor of a projection is the
-larger of its matrix operations at the one and its reading of the gradients at the other.
+Run as `python bench/projection.py --device cuda`; `--device rehearsal` goes through the same on
+the CPU with small problems. Times are medians between CUDA events on the current stream. The
+ceilings are measured in the same run: a large bf16 product and a large copy. The floor of a
+projection is the larger of its matrix operations at the one and its reading of the gradients at
+the other.
 
 "matrix given" has the matrix for nothing, in memory, where it fits. "signs stored blockwise" makes
-blocks of 2^27 signs, stores each and multiplies (what bergson does); "whole matrix made and held" is
-what dattri's projector does when it is made anew for a batch. Both are written here in plain torch.
-fast_jl is measured where it can be imported.
+blocks of 2^27 signs, stores each and multiplies (what bergson does); "whole matrix made and held"
+is what dattri's projector does when it is made anew for a batch. Both are written here in plain
+torch. fast_jl is measured where it can be imported.
 """
 
 from __future__ import annotations

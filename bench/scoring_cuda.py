@@ -1,10 +1,10 @@
 """Scoring on a CUDA device, top-k included, against matrix products, a sort and the floor.
 
-Run as `python bench/scoring.py --device cuda`; `--device rehearsal` goes through the same on the CPU
-with small problems. The kernel matrix is given; solving for the targets is timed apart. The floor is
-the larger of the matrix operations (a product for each pair of bf16 parts that is kept) at the
-measured rate of a bf16 product and the reading of the features at that of a copy; for features that
-come from the host, their copying from pinned memory.
+Run as `python bench/scoring.py --device cuda`; `--device rehearsal` goes through the same on the
+CPU with small problems. The kernel matrix is given; solving for the targets is timed apart. The
+floor is the larger of the matrix operations (a product for each pair of bf16 parts that is kept)
+at the measured rate of a bf16 product and the reading of the features at that of a copy; for
+features that come from the host, their copying from pinned memory.
 """
 
 from __future__ import annotations
