@@ -7,7 +7,7 @@ from torch import Tensor
 
 from accuracy_settings import Measured
 from trak_ext import kernel_matrix, score
-from trak_ext.attribution.damping import ImpliedRidge, choose_damping
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping, ridge_of_sums
 
 FIXED = tuple(2.0**j for j in range(-3, 6))  # dampings that "auto" is compared with
 
@@ -60,22 +60,25 @@ def attribute_many(
     width = train.shape[2] // blocks if proj_dim is None else proj_dim
     weights = {"none": torch.ones_like(r), "own": r, "mean": r.mean(0).expand_as(r)}[curvature]
     mean_q = q.double().mean(0).float()
+    terms = [
+        (m, slice(b * width, (b + 1) * width)) for m in range(len(train)) for b in range(blocks)
+    ]
+    sums = []
+    for m, columns in terms:
+        ridge = ImpliedRidge(width, f[m])
+        ridge.add(train[m][:, columns], q[m], f[m], r[m])
+        sums.append(ridge.sums)
+    implied = ridge_of_sums(torch.stack(sums), curvature=curvature != "none")
     totals = [torch.zeros(train.shape[1], targets.shape[1]) for _ in dampings]
-    for m in range(len(train)):
-        for b in range(blocks):
-            columns = slice(b * width, (b + 1) * width)
-            features, target_features = train[m][:, columns], targets[m][:, columns]
-            kernel = kernel_matrix(features, weights[m])
-            for total, damping in zip(totals, dampings, strict=True):
-                if damping == "auto":
-                    ridge = ImpliedRidge(width, f[m])
-                    ridge.add(features, q[m], f[m], r[m] if curvature == "none" else weights[m])
-                    implied = ridge.value(curvature=curvature != "none")
-                    damping = choose_damping(kernel, len(features), implied)
-                total += score(
-                    features, target_features, mean_q, damping=float(damping), kernel=kernel,
-                    curvature=weights[m], leverage=leverage,
-                ) / (len(train) * blocks)  # fmt: skip
+    for m, columns in terms:
+        features, target_features = train[m][:, columns], targets[m][:, columns]
+        kernel = kernel_matrix(features, weights[m])
+        for total, given in zip(totals, dampings, strict=True):
+            chosen = choose_damping(kernel, len(features), implied) if given == "auto" else given
+            total += score(
+                features, target_features, mean_q, damping=float(chosen), kernel=kernel,
+                curvature=weights[m], leverage=leverage,
+            ) / len(terms)  # fmt: skip
     return totals
 
 

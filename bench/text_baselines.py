@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,10 @@ def make_methods(
     common: dict[str, Any] = {"checkpoints": states, "progress": False}
     projected = common | {"proj_dim": proj_dim}
     trak = Attributor(task.model, TASK, **projected)
-    methods: dict[str, Any] = {f"TRAK, damping {d:g}": (trak, d) for d in dampings}
+    methods: dict[str, Any] = {"TRAK": (trak, trak.estimator)}
+    for damping in dampings:
+        plain = replace(trak.estimator, damping=damping, curvature=None)
+        methods[f"TRAK, damping {damping:g}, no curvature"] = (trak, plain)
     return methods | {
         "gradient product": baselines.GradientProduct(task.model, TASK, **projected),
         "gradient cosine": baselines.GradientCosine(task.model, TASK, **projected),
@@ -60,7 +64,7 @@ def score(task: TextTask, methods: dict[str, Any]) -> tuple[dict[str, Tensor], d
     for name, method in methods.items():
         begin = time.perf_counter()
         if isinstance(method, tuple):
-            method, method.damping = method
+            method, method.estimator = method
         if id(method) not in fitted:
             method.fit(train)
             fitted.add(id(method))
@@ -144,9 +148,9 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     masks, outputs = retrain_on_halves(
         task, settings.subsets, settings.models_a_subset, settings.seed, settings.truth
     )
-    dampings = [1.0, *(d for d in settings.dampings if d != 1.0)]
-    scores, seconds = score(task, make_methods(task, states, dampings, settings.proj_dim))
-    ours = "TRAK, damping 1"  # the default; the other dampings are there to be seen
+    methods = make_methods(task, states, settings.dampings, settings.proj_dim)
+    scores, seconds = score(task, methods)
+    ours = "TRAK"  # the defaults; other dampings are there to be seen
     rows = compare(scores, masks, outputs.mean(1), ours)
     extra = {
         "num_params": sum(p.numel() for p in task.model.parameters()),
