@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from measure import print_table, write_json
+from measure import write_json
 from trak_ext import Attributor, baselines
 from trak_ext.demo import digits
-from trak_ext.evaluation import lds, lds_difference
 
 TASK = "image_classification"
 
@@ -120,49 +119,8 @@ def measure(network: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
     seeds = [seed * 10_000 + i for i in range(settings.checkpoints)]
     states = train_on_all(factory, split, seeds)
     scores = attribute(make_methods(factory, states, settings.proj_dim, seed), split)
-    rows = []
-    for name, value in scores.items():
-        own = lds(value, masks, outputs)
-        row: dict[str, Any] = {
-            "network": network,
-            "method": name,
-            "lds": own.mean,
-            "interval_targets": own.interval_targets,
-            "interval_subsets": own.interval_subsets,
-        }
-        if name != "TRAK":
-            gap = lds_difference(scores["TRAK"], value, masks, outputs)
-            row |= {
-                "difference": gap.mean,
-                "difference_targets": gap.interval_targets,
-                "difference_subsets": gap.interval_subsets,
-                "excludes_0": gap.a_is_better,
-            }
-        rows.append(row)
-    return rows
-
-
-def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows of `measure`."""
-
-    def span(row: dict[str, Any], key: str) -> str:
-        return f"{row[key][0]:.3f} to {row[key][1]:.3f}" if key in row else ""
-
-    header = ["method", "LDS", "over targets", "over subsets"]
-    header += ["TRAK less it", "over targets", "over subsets"]
-    table = [
-        [
-            row["method"],
-            f"{row['lds']:.3f}",
-            span(row, "interval_targets"),
-            span(row, "interval_subsets"),
-            f"{row['difference']:.3f}" if "difference" in row else "",
-            span(row, "difference_targets"),
-            span(row, "difference_subsets"),
-        ]
-        for row in rows
-    ]
-    print_table(title, header, table)
+    rows = compare(scores, masks, outputs, "TRAK")
+    return [{"network": network, **row} for row in rows]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -186,7 +144,7 @@ def main() -> None:
     rows = []
     for network in settings.networks:
         found = measure(network, settings)
-        print_rows(f"{network}: LDS on digits, M = {settings.checkpoints}", found)
+        print_rows(f"{network}: LDS on digits, M = {settings.checkpoints}", found, "TRAK")
         rows += found
     chosen = {key: value for key, value in vars(settings).items() if key != "json"}
     write_json(settings.json, "digits_baselines", chosen, rows)

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from measure import machine_name, print_table, write_json
+from comparison import compare, print_rows
+from measure import machine_name, write_json
 from text_truth import TextTask, make_task, retrain_on_halves, train_checkpoints
 from trak_ext import Attributor, baselines
-from trak_ext.evaluation import lds, lds_difference
 
 TASK = "text_classification"
 
@@ -72,52 +72,6 @@ def score(task: TextTask, methods: dict[str, Any]) -> tuple[dict[str, Tensor], d
         seconds[name] = round(time.perf_counter() - begin, 1)
         print(f"{name}: {seconds[name]} s", flush=True)
     return scores, seconds
-
-
-def compare(
-    scores: dict[str, Tensor], masks: Tensor, outputs: Tensor, ours: str
-) -> list[dict[str, Any]]:
-    """Return a row a method: its LDS, and how far `ours` is above it, with intervals."""
-    rows = []
-    for name, value in scores.items():
-        own = lds(value, masks, outputs)
-        row: dict[str, Any] = {
-            "method": name,
-            "lds": own.mean,
-            "interval_targets": own.interval_targets,
-            "interval_subsets": own.interval_subsets,
-        }
-        if name != ours:
-            gap = lds_difference(scores[ours], value, masks, outputs)
-            row |= {
-                "difference": gap.mean,
-                "difference_targets": gap.interval_targets,
-                "difference_subsets": gap.interval_subsets,
-                "excludes_0": gap.a_is_better,
-            }
-        rows.append(row)
-    return rows
-
-
-def print_rows(title: str, rows: list[dict[str, Any]], ours: str) -> None:
-    def span(pair: Sequence[float] | None) -> str:
-        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-
-    header = ["method", "LDS", "over targets", "over subsets", f"{ours} less it"]
-    header += ["over targets", "over subsets"]
-    table = [
-        [
-            row["method"],
-            f"{row['lds']:.3f}",
-            span(row["interval_targets"]),
-            span(row["interval_subsets"]),
-            f"{row['difference']:.3f}" if "difference" in row else "",
-            span(row.get("difference_targets")),
-            span(row.get("difference_subsets")),
-        ]
-        for row in rows
-    ]
-    print_table(title, header, table)
 
 
 def accuracy(task: TextTask, state: dict[str, Tensor]) -> float:

@@ -29,6 +29,13 @@ class SampleGradients(NamedTuple):
     curvature: Tensor  # [B]
 
 
+class _Fixed(NamedTuple):
+    """What gradients depend on but are not taken by."""
+
+    constant: dict[str, Tensor]  # the other weights
+    context: dict[str, Tensor]  # what the task prepared
+
+
 class GradientComputer:
     """Per-sample gradients of one model under given weights.
 
@@ -107,8 +114,7 @@ class GradientComputer:
         """
         total = batch_size(batch)
         samples = (batch, self._positions(index, batch))
-        chosen, constant = self._chosen(weights), self._constant(weights)
-        context = {name: tensor.to(samples[1].device) for name, tensor in (context or {}).items()}
+        chosen, fixed = self._chosen(weights), self._fixed(weights, context, samples[1].device)
         if total == 0:
             return
         with eval_mode(self.model):
@@ -117,13 +123,13 @@ class GradientComputer:
                 total,
                 sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
                 sum(tensor.nbytes for tensor in chosen.values()),
-                lambda: self._measure(chosen, constant, context, samples),
+                lambda: self._measure(chosen, fixed, samples),
             )
             start = 0
             while start < total:
                 stop = min(start + size, total)
                 chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], samples)  # type: ignore[misc]
-                part = self._fitting(chosen, constant, context, chunk, stop - start)
+                part = self._fitting(chosen, fixed, chunk, stop - start)
                 if part is None:
                     size = self._chunk_size.halve(stop - start)
                     continue
@@ -144,34 +150,32 @@ class GradientComputer:
         call.
         """
         samples = (batch, self._positions(index, batch))
-        context = {name: tensor.to(samples[1].device) for name, tensor in (context or {}).items()}
+        fixed = self._fixed(weights, context, samples[1].device)
         with eval_mode(self.model):
-            return self._measure(self._chosen(weights), self._constant(weights), context, samples)
+            return self._measure(self._chosen(weights), fixed, samples)
 
     def _measure(
         self,
         chosen: dict[str, Tensor],
-        constant: dict[str, Tensor],
-        context: Mapping[str, Tensor],
+        fixed: _Fixed,
         samples: Any,
     ) -> int:
         first = map_tensors(lambda tensor: tensor[:1], samples)
         with plain_attention(self.model), PeakBytes() as memory:
-            part = self._chunk(chosen, constant, context, first)
+            part = self._chunk(chosen, fixed, first)
         return memory.peak + sum(grad.nbytes for grad in part.grads.values())
 
     def _fitting(
         self,
         chosen: dict[str, Tensor],
-        constant: dict[str, Tensor],
-        context: Mapping[str, Tensor],
+        fixed: _Fixed,
         chunk: Any,
         size: int,
     ) -> SampleGradients | None:
         """Return the gradients of a chunk, None where fewer samples might fit in memory."""
         try:
             with plain_attention(self.model):
-                return self._chunk(chosen, constant, context, chunk)
+                return self._chunk(chosen, fixed, chunk)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
@@ -195,6 +199,15 @@ class GradientComputer:
         named = dict(self.model.named_parameters())
         return {name: weights.get(name, named[name]).detach() for name in self.names}
 
+    def _fixed(
+        self,
+        weights: Mapping[str, Tensor],
+        context: Mapping[str, Tensor] | None,
+        device: torch.device,
+    ) -> _Fixed:
+        on_device = {name: tensor.to(device) for name, tensor in (context or {}).items()}
+        return _Fixed(self._constant(weights), on_device)
+
     def _constant(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return all other weights.
 
@@ -210,14 +223,13 @@ class GradientComputer:
     def _output(
         self,
         chosen: dict[str, Tensor],
-        constant: dict[str, Tensor],
-        context: Mapping[str, Tensor],
+        fixed: _Fixed,
         sample: Any,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return f of a sample (tensors without a batch dimension), and (f, Q, R)."""
-        model = FunctionalModel(self.model, {**constant, **chosen})
+        model = FunctionalModel(self.model, {**fixed.constant, **chosen})
         batch, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
-        output = self.task(model, batch, context, index)
+        output = self.task(model, batch, fixed.context, index)
         if output.output.numel() != 1:
             raise ValueError(
                 f"task {self.task.name!r}: expected one output for one sample, "
@@ -229,21 +241,20 @@ class GradientComputer:
     def _chunk(
         self,
         chosen: dict[str, Tensor],
-        constant: dict[str, Tensor],
-        context: Mapping[str, Tensor],
+        fixed: _Fixed,
         chunk: Any,
     ) -> SampleGradients:
         if self._one_by_one:
-            return self._loop(chosen, constant, context, chunk)
+            return self._loop(chosen, fixed, chunk)
         try:
-            return self._vmap(chosen, constant, context, chunk)
+            return self._vmap(chosen, fixed, chunk)
         except (RuntimeError, NotImplementedError) as error:
             if "randomness" in str(error):
                 raise RuntimeError(_RANDOM_MODEL) from error
             if is_out_of_memory(error):
                 raise
             # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
-            result = self._loop(chosen, constant, context, chunk)
+            result = self._loop(chosen, fixed, chunk)
             self._one_by_one = True
             warnings.warn(
                 "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
@@ -256,31 +267,28 @@ class GradientComputer:
     def _vmap(
         self,
         chosen: dict[str, Tensor],
-        constant: dict[str, Tensor],
-        context: Mapping[str, Tensor],
+        fixed: _Fixed,
         chunk: Any,
     ) -> SampleGradients:
-        gradient = vmap(grad(self._output, has_aux=True), in_dims=(None, None, None, 0))
-        grads, (f, q, r) = gradient(chosen, constant, dict(context), chunk)
+        gradient = vmap(grad(self._output, has_aux=True), in_dims=(None, None, 0))
+        grads, (f, q, r) = gradient(chosen, fixed, chunk)
         return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
 
     def _loop(
         self,
         chosen: dict[str, Tensor],
-        constant: dict[str, Tensor],
-        context: Mapping[str, Tensor],
+        fixed: _Fixed,
         chunk: Any,
     ) -> SampleGradients:
         rows: list[Sequence[Tensor]] = []
         outputs = []
         with torch.inference_mode(False), torch.enable_grad():
             leaves = {name: _ordinary(t).detach().requires_grad_() for name, t in chosen.items()}
-            constant = {name: _ordinary(tensor) for name, tensor in constant.items()}
-            context = {name: _ordinary(tensor) for name, tensor in context.items()}
+            fixed = _Fixed(*({n: _ordinary(t) for n, t in part.items()} for part in fixed))
             for i in range(batch_size(chunk)):
                 sample = map_tensors(lambda tensor, i=i: _ordinary(tensor[i]), chunk)  # type: ignore[misc]
                 random_state = torch.get_rng_state()
-                f, parts = self._output(leaves, constant, context, sample)
+                f, parts = self._output(leaves, fixed, sample)
                 if not torch.equal(torch.get_rng_state(), random_state):
                     raise RuntimeError(_RANDOM_MODEL)
                 if f.requires_grad:
