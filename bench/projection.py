@@ -112,12 +112,12 @@ def main() -> None:
     parser.add_argument("--no-matmul", action="store_true", help="spare the matrix's memory")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda", "rehearsal"], default="cpu")
     options = parser.parse_args()
-    if options.device == "cuda":
+    if options.device != "cpu":
         import projection_cuda
 
-        projection_cuda.main(options.json)
+        projection_cuda.main(options.json, options.device == "rehearsal")
         return
     if options.threads == 1:
         measure.pin_to_one_core()

@@ -1,6 +1,7 @@
 """Scoring on one core, top-k included, against its multiply-add peak and a matrix product.
 
     python bench/scoring.py [--samples 100000] [--targets 256] [--proj-dim 2048] [--json FILE]
+    python bench/scoring.py --device cuda [...]        (see scoring_cuda.py)
 
 The kernel matrix is given, as it is after `fit`; solving for the targets is timed apart. "torch
 matmul + topk" makes the same scores by one product and holds all of them; "numpy matmul" is the
@@ -65,6 +66,7 @@ class OpenBlasWorker:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda", "rehearsal"], default="cpu")
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--targets", type=int, default=256)
     parser.add_argument("--proj-dim", type=int, default=2048)
@@ -72,6 +74,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json")
     options = parser.parse_args()
+    if options.device != "cpu":
+        import scoring_cuda
+
+        sizes = (options.samples, options.targets, options.proj_dim, options.top_k)
+        scoring_cuda.main(*sizes, options.json, options.device == "rehearsal")
+        return
     measure.pin_to_one_core()
     torch.set_num_threads(1)
     level = trak_ext.build_info()["cpu_level"]

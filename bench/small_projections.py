@@ -1,25 +1,41 @@
-"""Every CUDA projection kernel once, on small problems: what compute-sanitizer watches."""
+"""Every CUDA projection kernel once, on small problems: what compute-sanitizer watches.
+
+python bench/small_projections.py [cuda|cpu]        (cpu: a rehearsal of this script)
+"""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
 import trak_ext
+from gpu import Gpu, Rehearsal
+from projection_cuda import cuda_path, find_paths
 
 
-def main() -> None:
+def run(path: str, device: torch.device) -> None:
     """Run each kind, dtype, precision, tile and way of copying; compare where that is exact."""
     for kind in ("rademacher", "normal"):
-        trak_ext.projection_matrix(300, 40, kind=kind, param_offset=100, device="cuda")
+        trak_ext.projection_matrix(300, 40, kind=kind, param_offset=100, device=device)
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             for precision in ("medium", "high", "highest"):
                 for rows, shift in ((3, 0), (9, 1), (33, 2)):
-                    integers = torch.randint(-9, 10, (rows * 1100 + shift,), device="cuda")
+                    integers = torch.randint(-9, 10, (rows * 1100 + shift,), device=device)
                     grads = integers.to(dtype)[shift:].view(rows, 1100)
-                    got = trak_ext.project(grads, 70, kind=kind, precision=precision)
-                    if kind == "rademacher":
+                    with cuda_path(path):
+                        got = trak_ext.project(grads, 70, kind=kind, precision=precision)
+                    # The CPU's medium is a fixed-point one.
+                    if kind == "rademacher" and (device.type == "cuda" or precision != "medium"):
                         assert torch.equal(got.cpu(), trak_ext.project(grads.cpu(), 70))
-    print("every kernel has run")
+
+
+def main() -> None:
+    """Run every path that the build has for the device."""
+    gpu = Rehearsal() if sys.argv[1:] == ["cpu"] else Gpu()
+    for path in find_paths(gpu):
+        run(path, gpu.device)
+        print(f"every kernel of {path} has run")
 
 
 if __name__ == "__main__":

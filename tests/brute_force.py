@@ -149,6 +149,7 @@ def assert_scores(
         proj_dim=PROJ_DIM,
         params=params,
         damping=1.0,
+        curvature=None,
         progress=False,
         **options,
     )

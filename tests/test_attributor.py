@@ -154,7 +154,9 @@ def brute_force(task, model, states, train, test, *, damping=1.0, kind="rademach
 
 def attributor(model, task="image_classification", **options):
     return Attributor(
-        model, task, **{"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
+        model,
+        task,
+        **{"proj_dim": PROJ_DIM, "damping": 1.0, "curvature": None, "progress": False, **options},
     )
 
 
@@ -379,8 +381,8 @@ def test_a_fitted_store_is_compared_and_not_computed_again(tmp_path):
 
 def test_gradients_meet_the_matrix_a_parameter_at_a_time_without_a_copy(monkeypatch):
     made, projected = [], []
-    compute = trak_ext.features.GradientComputer.__call__
-    project = trak_ext.features.project
+    compute = trak_ext.attribution.features.GradientComputer.__call__
+    project = trak_ext.attribution.features.project
 
     def noted_compute(self, weights, batch, *context):
         for part in compute(self, weights, batch, *context):
@@ -392,8 +394,8 @@ def test_gradients_meet_the_matrix_a_parameter_at_a_time_without_a_copy(monkeypa
         assert not any(grad.requires_grad for grad in grads.values())
         return project(grads, *args, **options)
 
-    monkeypatch.setattr(trak_ext.features.GradientComputer, "__call__", noted_compute)
-    monkeypatch.setattr(trak_ext.features, "project", noted_project)
+    monkeypatch.setattr(trak_ext.attribution.features.GradientComputer, "__call__", noted_compute)
+    monkeypatch.setattr(trak_ext.attribution.features, "project", noted_project)
     model = conv_net()
     attributor(model, chunk_size=4).fit([images(9)])
     assert len(projected) == 3

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trak_ext import Attributor, Projector, StoreError
-from trak_ext.gradients import GradientComputer, batch_size, choose_parameters, map_tensors
+from trak_ext.gradients import GradientComputer, choose_parameters
+from trak_ext.inputs.batches import batch_size, map_tensors
 from trak_ext.tasks import TASKS, Task, get_task
 
 TASK = "image_classification"

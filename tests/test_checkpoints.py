@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trak_ext.checkpoints import Checkpoints
+from trak_ext.inputs.checkpoints import Checkpoints
 
 CPU = torch.device("cpu")
 

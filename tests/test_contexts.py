@@ -43,7 +43,8 @@ def cut(data, *ends):
 
 def attributor(store=None, task="clip", **options):
     model, states, _, _ = setting()
-    options = {"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
+    plain = {"damping": 1.0, "curvature": None}
+    options = {"proj_dim": PROJ_DIM, "progress": False, **plain, **options}
     return Attributor(model, task, checkpoints=states, store=store, **options)
 
 
@@ -151,16 +152,16 @@ def test_a_context_is_made_once_and_not_of_other_data(tmp_path):
     attributor(tmp_path, noted).fit(cut(train, 10, 21))
     assert calls == [0, 1]
     # A run that was killed after the first shard of checkpoint 1.
-    for name in ("kernel", "features-000000000008", "features-000000000016"):
+    for name in ("finished", "features-000000000008", "features-000000000016"):
         (tmp_path / "checkpoint-0001" / f"{name}.safetensors").unlink()
     other = (train[0].clone(), train[1])
     other[0][-1] += 1
-    (tmp_path / "checkpoint-0000" / "kernel.safetensors").rename(tmp_path / "kept")
+    (tmp_path / "checkpoint-0000" / "finished.safetensors").rename(tmp_path / "kept")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreError, match="what the task prepared for checkpoint 0 from other data"):
         attributor(tmp_path, noted).fit([other])
     assert sorted(tmp_path.rglob("*")) == before
-    (tmp_path / "kept").rename(tmp_path / "checkpoint-0000" / "kernel.safetensors")
+    (tmp_path / "kept").rename(tmp_path / "checkpoint-0000" / "finished.safetensors")
     attributor(tmp_path, noted).fit([train])
     assert calls == [0, 1]
     assert torch.equal(attributor(tmp_path).attribute([test]), expected)

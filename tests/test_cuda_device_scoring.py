@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import _C, ops
+from trak_ext import _C, ops, streaming
 from trak_ext.kernel import factor_kernel, solve_targets
+from trak_ext.solved_targets import SolvedTargets
 
 BUILT = hasattr(_C, "cuda_score_float")
 built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
@@ -112,6 +113,44 @@ def test_the_callers_stream():
         got = trak_ext.score(train * 1, targets)
     stream.synchronize()
     assert torch.equal(got, expected)
+
+
+@device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("leverage", [False, True])
+def test_features_in_host_memory_are_streamed(dtype, leverage, monkeypatch):
+    # Blocks of 37 rows, many times over the same two buffers.
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 37 * 2 * 200 * dtype.itemsize)
+    train, targets, weights, curvature = problem(dtype=dtype)
+    options = {"leverage": leverage}
+    expected = trak_ext.score(
+        train.cuda(), targets.cuda(), weights.cuda(), curvature=curvature.cuda(), **options
+    )
+    got = trak_ext.score(train, targets.cuda(), weights, curvature=curvature, **options)
+    assert got.device.type == "cuda"
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    for largest in (True, False):
+        best = trak_ext.top_k(
+            train, targets.cuda(), 50, weights, largest=largest, curvature=curvature, **options
+        )
+        wanted = got.T.sort(dim=1, descending=largest, stable=True)
+        torch.testing.assert_close(best.values, wanted.values[:, :50], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(best.values, got.T.gather(1, best.indices), rtol=1e-5, atol=1e-7)
+
+
+@device
+def test_streaming_waits_for_a_slow_stream():
+    features = [torch.randn(5000, 256)]
+    solved = SolvedTargets(torch.randn(1, 20, 256, dtype=torch.float64).cuda(), torch.float32)
+    weights = torch.rand(5000)
+    whole = solved.score([features[0].cuda()], weights.cuda())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        got = streaming.score_streamed(solved, features, weights, block_bytes=100 * 1024)
+    stream.synchronize()
+    assert torch.equal(got, whole)
 
 
 @device

@@ -73,6 +73,8 @@ def test_matrix_instructions_of_warpgroups_overlap(kernels):
 def test_the_matrix_pipe_binds_from_64_rows_on(report, kernels):
     if not any(has_warpgroups(kernel.arch) for kernel in kernels):
         pytest.skip("not built for sm_90a")
+    if _C.cuda_build()["runtime_version"] < 12080:
+        pytest.skip("compilers before CUDA 12.8 get a smaller tile, which shared memory binds")
     for passes in (2, 3):
         kernel = report.kernel_for(kernels, 90, "rademacher", passes, 64)
         bound = report.bound_times(kernel, (64, 10**8, 8192))

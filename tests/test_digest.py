@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trak_ext.digest import SampleDigest, settings_digest, state_digest, tensor_bytes
+from trak_ext.store.digest import SampleDigest, settings_digest, state_digest, tensor_bytes
 
 
 def digest_of(*batches):

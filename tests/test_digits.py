@@ -221,3 +221,15 @@ def test_training_refuses_buffers_which_it_would_not_update():
 def test_states_of_unequal_lengths_are_refused():
     with pytest.raises(ValueError, match=r"states: expected .* one length, got lengths \[2, 3\]"):
         digits.unstack_states({"a": torch.zeros(2, 1), "b": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("factory", [digits.make_softmax, digits.make_mlp3, digits.make_cnn])
+def test_other_networks_train_side_by_side(split, factory):
+    subsets = torch.arange(300).expand(2, -1)
+    states = digits.train_models(
+        split.train_inputs, split.train_labels, subsets, [0, 1], model_factory=factory, epochs=30
+    )
+    state = digits.unstack_states(states)[1]
+    logits = functional_call(factory(), state, (split.test_inputs,))
+    assert logits.shape == (100, 10)
+    assert (logits.argmax(1) == split.test_labels).float().mean() > 0.7

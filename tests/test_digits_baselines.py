@@ -26,20 +26,8 @@ def bench():
 
 @pytest.mark.parametrize("network", ["mlp", "mlp3", "cnn"])
 def test_trak_beats_every_baseline(bench, network):
-    settings = bench.parse(
-        [
-            "--num-test",
-            "100",
-            "--subsets",
-            "30",
-            "--models-a-subset",
-            "2",
-            "--checkpoints",
-            "10",
-            "--threads",
-            "1",
-        ]
-    )
+    arguments = "--num-test 100 --subsets 30 --models-a-subset 2 --checkpoints 10 --threads 1"
+    settings = bench.parse(arguments.split(" "))
     rows = {row["method"]: row for row in bench.measure(network, settings)}
     trak = rows.pop("TRAK")
     assert len(rows) == 7

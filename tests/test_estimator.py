@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from torch import nn
 
 import trak_ext
 from trak_ext import Attributor, reference
-from trak_ext.damping import ImpliedRidge, choose_damping
-from trak_ext.estimator import Estimator
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping, ridge_of_sums
+from trak_ext.attribution.estimator import Estimator
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
 
@@ -28,7 +30,13 @@ def setting(checkpoints=2):
 
 def fitted(store=None, **options):
     model, states, train, _ = setting()
-    options = {"proj_dim": PROJ_DIM, "damping": 1.0, "progress": False, **options}
+    options = {
+        "proj_dim": PROJ_DIM,
+        "damping": 1.0,
+        "curvature": None,
+        "progress": False,
+        **options,
+    }
     result = Attributor(model, "image_classification", checkpoints=states, store=store, **options)
     result.fit([train])
     return result
@@ -55,16 +63,18 @@ def targets_of(attributor):
 OPTIONS = {
     "plain": {},
     "ridge": {"damping": 0.0, "ridge": 3.0},
-    "curvature": {"curvature": True},
+    "own curvature": {"curvature": "own"},
+    "mean curvature": {"curvature": "mean"},
     "leverage": {"leverage": True, "damping": 0.5},
-    "all": {"curvature": True, "leverage": True, "damping": 0.25, "ridge": 0.5},
+    "all": {"curvature": "mean", "leverage": True, "damping": 0.25, "ridge": 0.5},
 }
 
 
 def expected_scores(attributor, options, blocks):
     phi, q, r = features_of(attributor)
     targets = targets_of(attributor)
-    options = {**options, "curvature": r if options.get("curvature") else None}
+    weights = {"own": r, "mean": np.broadcast_to(r.mean(0), r.shape)}
+    options = {**options, "curvature": weights.get(options.get("curvature"))}
     parts = []
     for b in range(blocks):
         columns = slice(b * PROJ_DIM, (b + 1) * PROJ_DIM)
@@ -99,7 +109,7 @@ def test_self_influence_is_the_diagonal(name):
     assert float(difference) <= 1e-5 * float(diagonal.abs().max())
 
 
-@pytest.mark.parametrize("curvature", [False, True])
+@pytest.mark.parametrize("curvature", [None, "own", "mean"])
 @pytest.mark.parametrize("ends", [(29,), (7, 29)])
 def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
     model, states, train, test = setting()
@@ -116,21 +126,28 @@ def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
     targets = targets_of(fitted(blocks=2))
     f = np.stack([fitted(blocks=2)._store.read(m, 0).output.numpy() for m in range(2)])
     assert np.allclose(q, 1 / (1 + np.exp(f)), atol=1e-6)
+    weights = {None: np.ones_like(r), "own": r, "mean": np.broadcast_to(r.mean(0), r.shape)}
+    sums = []
+    for m, b in product(range(2), range(2)):
+        total, begin = 0, 0
+        for end in ends:  # each part knows the median of its own outputs
+            own = slice(begin, end)
+            ridge = ImpliedRidge(PROJ_DIM, torch.tensor(f[m, own]))
+            block = torch.tensor(phi[m, own, b * PROJ_DIM : (b + 1) * PROJ_DIM])
+            ridge.add(block, *(torch.tensor(figure[m, own]) for figure in (q, f, r)))
+            total, begin = total + ridge.sums, end
+        sums.append(total)
+    implied = ridge_of_sums(torch.stack(sums), curvature=curvature is not None)
     parts = []
-    for m in range(2):
-        for b in range(2):
-            columns = slice(b * PROJ_DIM, (b + 1) * PROJ_DIM)
-            own = torch.tensor(phi[m, :, columns])
-            ridge = ImpliedRidge(PROJ_DIM)
-            ridge.add(own, *(torch.tensor(part[m]) for part in (q, f, r)))
-            implied = ridge.value(curvature=curvature)
-            kernel = trak_ext.kernel_matrix(own, torch.tensor(r[m]) if curvature else None)
-            damping = choose_damping(kernel, NUM_TRAIN, implied)
-            part = reference.score(
-                phi[m : m + 1, :, columns], targets[m : m + 1, :, columns], np.ones((1, NUM_TRAIN)),
-                damping=damping, curvature=r[m : m + 1] if curvature else None,
-            )  # fmt: skip
-            parts.append(part)
+    for m, b in product(range(2), range(2)):
+        columns = slice(b * PROJ_DIM, (b + 1) * PROJ_DIM)
+        own = weights[curvature][m]
+        kernel = trak_ext.kernel_matrix(torch.tensor(phi[m, :, columns]), torch.tensor(own))
+        part = reference.score(
+            phi[m : m + 1, :, columns], targets[m : m + 1, :, columns], np.ones((1, NUM_TRAIN)),
+            damping=choose_damping(kernel, NUM_TRAIN, implied), curvature=own[None],
+        )  # fmt: skip
+        parts.append(part)
     expected = np.mean(parts, 0) * q.mean(0)[:, None]
     got = auto.attribute([test]).numpy()
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -151,14 +168,15 @@ def test_a_store_serves_any_estimator(first, tmp_path):
         for fit_again in (False, True):
             again = Attributor(
                 model, "image_classification", checkpoints=states, proj_dim=PROJ_DIM,
-                store=tmp_path, progress=False, **{"damping": 1.0, **options},
+                store=tmp_path, progress=False, **{"damping": 1.0, "curvature": None, **options},
             )  # fmt: skip
             if fit_again:
                 again.fit([train])
             assert torch.equal(again.attribute([test]), fresh.attribute([test]))
     names = {path.name for path in (tmp_path / "checkpoint-0001").iterdir()}
     assert names == {
-        "features-000000000000.safetensors", "kernel.safetensors", "kernel-curvature.safetensors",
+        "features-000000000000.safetensors", "finished.safetensors", "kernel-plain.safetensors",
+        "kernel-own.safetensors", "kernel-mean-0002.safetensors",
     }  # fmt: skip
 
 
@@ -168,7 +186,8 @@ def test_a_store_serves_any_estimator(first, tmp_path):
         ({"damping": "best"}, r"^damping: expected a number or 'auto', got 'best'"),
         ({"damping": -1.0}, r"^damping: expected .*, got -1"),
         ({"ridge": float("nan")}, r"^ridge: expected .*, got nan"),
-        ({"curvature": 1}, r"^curvature: expected True or False, got 1"),
+        ({"curvature": True}, r"^curvature: expected one of 'own', 'mean', got True"),
+        ({"curvature": "best"}, r"^curvature: expected one of 'own', 'mean', got 'best'"),
         ({"leverage": "yes"}, r"^leverage: expected True or False, got 'yes'"),
         ({"blocks": 0}, r"^blocks: expected an integer from 1 to \d+, got 0"),
         ({"blocks": 2**32}, r"^blocks: expected an integer from 1 to \d+, got 4294967296"),
@@ -185,4 +204,4 @@ def test_settings_and_fingerprint_tell_estimators_apart(tmp_path):
     assert other.settings == {**plain.settings, "leverage": True}
     assert plain.fingerprint != other.fingerprint
     assert plain.fingerprint == fitted().fingerprint
-    assert Estimator(1.0).settings().items() <= plain.settings.items()
+    assert Estimator(1.0, curvature=None).settings().items() <= plain.settings.items()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from trak_ext.functional import FunctionalModel, plain_attention
+from trak_ext.gradients.functional import FunctionalModel, plain_attention
 
 
 class Model(nn.Module):

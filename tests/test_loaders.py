@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from trak_ext.loaders import check_loader, segments
+from trak_ext.inputs.loaders import check_loader, segments
 
 CPU = torch.device("cpu")
 DATA = TensorDataset(torch.arange(10.0), torch.arange(10))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from children import run_python
 
-from trak_ext import memory
-from trak_ext.memory import PeakBytes, control_group_bytes, free_bytes, is_out_of_memory
+from trak_ext.gradients import memory
+from trak_ext.gradients.memory import PeakBytes, control_group_bytes, free_bytes, is_out_of_memory
 
 GIB = 2**30
 
@@ -93,7 +93,7 @@ LIMIT = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 import torch
-from trak_ext.memory import free_bytes, is_out_of_memory
+from trak_ext.gradients.memory import free_bytes, is_out_of_memory
 free = free_bytes(torch.device("cpu"))
 assert (64 << 20) < free < (2 << 30), free
 kept = torch.empty(free // 2, dtype=torch.int8)

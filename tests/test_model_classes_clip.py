@@ -185,7 +185,6 @@ def test_gradients_f_and_q(name, num_negatives):
                 assert (np.abs(found - reference_values) <= 1e-4 * scale).all()
 
 
-@pytest.mark.xfail(reason="Attributor does not give tasks their context yet", raises=ValueError)
 @pytest.mark.parametrize("name", CASES)
 def test_scores(name):
     make, train, targets = CASES[name]
@@ -204,7 +203,13 @@ def test_scores(name):
         influence = influence + phi @ np.linalg.solve(kernel, phi_target.T) / len(states)
         weights = weights + q / len(states)
     attributor = Attributor(
-        model, "clip", checkpoints=states, proj_dim=brute_force.PROJ_DIM, progress=False
+        model,
+        "clip",
+        checkpoints=states,
+        proj_dim=brute_force.PROJ_DIM,
+        damping=1.0,
+        curvature=None,
+        progress=False,
     )
     attributor.fit(as_given(train, model))
     got = attributor.attribute(as_given(targets, model)).double().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from trak_ext.parameters import choose_parameters
+from trak_ext.gradients.parameters import choose_parameters
 
 ALL = ["first.weight", "first.bias", "0.weight", "extra.weight"]
 CHOICES = [

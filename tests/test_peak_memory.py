@@ -13,7 +13,7 @@ import pytest
 import torch
 from children import run_python
 
-from trak_ext import memory
+from trak_ext.gradients import memory
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.skipif(memory.available_bytes() is None, reason="needs Linux")

@@ -97,7 +97,8 @@ def kill_in(name, fatal):
     setattr(os, name, deadly)
 
 
-# Files are written in this order: manifest, three shards and the kernel of checkpoint 0, of 1.
+# Files are written in this order: manifest, three shards and the mark of checkpoint 0, of 1, two
+# kernels.
 MOMENTS = {
     "before anything": ("loader", 0),
     "in the first shard": ("loader", 1),
@@ -105,14 +106,15 @@ MOMENTS = {
     "in checkpoint 1": ("loader", 8),
     "writing the manifest": ("fsync", 0),
     "writing a shard": ("fsync", 2),
-    "writing a kernel": ("fsync", 4),
+    "writing a mark": ("fsync", 4),
     "writing a shard of checkpoint 1": ("fsync", 6),
+    "writing a kernel": ("fsync", 9),
     "after the manifest": ("replace", 0),
     "after the last shard of checkpoint 0": ("replace", 3),
-    "after the kernel of checkpoint 0": ("replace", 4),
-    "after the last file": ("replace", 8),
+    "after the mark of checkpoint 0": ("replace", 4),
+    "after the last file": ("replace", 10),
 }
-FILES_LEFT = [0, 0, 2, 6, 0, 2, 4, 6, 1, 4, 5, 9]
+FILES_LEFT = [0, 0, 2, 6, 0, 2, 4, 6, 9, 1, 4, 5, 11]
 
 
 def victim(store, where, fatal):
@@ -233,7 +235,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(moment, left_behin
 
 @pytest.mark.parametrize("size", [1, 8, 21])
 def test_a_run_may_resume_with_another_batch_size(left_behind, size, fitted):
-    path = left_behind("writing a kernel")
+    path = left_behind("writing a mark")
     data = setting()[2]
     resumed = attributor(path)
     resumed.fit(batches(data, size))
@@ -272,7 +274,7 @@ def test_other_data_are_refused_and_nothing_is_written(fitted, change):
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 16, 20, 22, 24, 25, 40])
 @pytest.mark.parametrize("moment", ["finished", "after the last shard of checkpoint 0",
-                                    "after the kernel of checkpoint 0"])  # fmt: skip
+                                    "after the mark of checkpoint 0"])  # fmt: skip
 def test_another_number_of_samples_is_refused(fitted, left_behind, count, moment):
     path = fitted if moment == "finished" else left_behind(moment)
     data = [torch.cat([tensor] * 2)[:count] for tensor in setting()[2]]
@@ -312,7 +314,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("moment", ["finished", "writing a kernel", "after the manifest"])
+@pytest.mark.parametrize("moment", ["finished", "writing a mark", "after the manifest"])
 def test_other_settings_are_refused_and_nothing_is_written(fitted, left_behind, other, moment):
     path = fitted if moment == "finished" else left_behind(moment)
     options, key = OTHERS[other]
@@ -338,7 +340,12 @@ def test_a_task_of_the_same_name_is_the_same_task(fitted):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
 @pytest.mark.parametrize(
-    "name", ["checkpoint-0000/features-000000000008", "checkpoint-0001/kernel"]
+    "name",
+    [
+        "checkpoint-0000/features-000000000008",
+        "checkpoint-0001/finished",
+        "checkpoint-0001/kernel-mean-0002",
+    ],
 )
 def test_a_damaged_file_is_rejected_by_name_and_made_again_once_deleted(
     fitted, damage, name, tmp_path
@@ -383,7 +390,7 @@ def test_a_deleted_shard_is_not_made_again_from_other_data(tmp_path, checkpoints
         (tmp_path / f"checkpoint-{m:04d}" / "features-000000000008.safetensors").unlink()
     before = contents(tmp_path)
     other = x.clone()
-    other[9] += 1  # the kernel matrix knows of the sample as it was
+    other[9] += 1  # the mark knows of the sample as it was
     with pytest.raises(ValueError, match="other data"):
         attributor(tmp_path, checkpoints=states).fit(batches((other, y)))
     assert contents(tmp_path) == before

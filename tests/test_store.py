@@ -13,7 +13,7 @@ import torch
 from trak_ext.store import (
     Context,
     DirectoryStore,
-    Kernel,
+    Mark,
     MemoryStore,
     Shard,
     StoreError,
@@ -22,7 +22,8 @@ from trak_ext.store import (
 )
 
 SETTINGS = {"seed": 0, "params": {"a": [2, 3]}, "autocast": None, "checkpoints": ["x", "y"]}
-IMPLIED = torch.arange(6, dtype=torch.float64)[None]
+KERNEL = torch.eye(2, dtype=torch.float64)[None]
+MARK = Mark(5, ["a", "b"], torch.rand(5), torch.arange(6, dtype=torch.float64)[None])
 
 
 def shard(rows=3, k=2, seed=0):
@@ -44,11 +45,12 @@ def opened(path, settings=SETTINGS, create=False):
 
 @pytest.fixture
 def filled(tmp_path):
-    """A store of two shards and the kernel of checkpoint 0, and a shard of checkpoint 1."""
+    """Two shards, the mark and a kernel of checkpoint 0, and a shard of checkpoint 1."""
     store = opened(tmp_path / "store", create=True)
     store.write(0, 0, shard())
     store.write(0, 3, shard(2, seed=1))
-    store.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), IMPLIED, 5, ["a", "b"]))
+    store.write_mark(0, MARK)
+    store.write_kernel(0, "plain", KERNEL)
     store.write(1, 0, shard(seed=2))
     return store
 
@@ -81,24 +83,31 @@ def test_what_is_written_comes_back(where, tmp_path):
     assert isinstance(store, MemoryStore if where == "memory" else DirectoryStore)
     store.open(SETTINGS, create=True)
     assert store.read(0, 0) is None
-    assert store.read_kernel(0) is None
+    assert store.read_kernel(0, "plain") is None
+    assert store.read_mark(0) is None
     store.write(0, 0, shard())
     store.write(1, 2**40, shard(1, seed=1))
-    kernel = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-    store.write_kernel(1, Kernel(kernel, IMPLIED, 2**40 + 1, ["c"]))
+    kernel = torch.tensor([[[2.0, 1.0], [1.0, 3.0]]], dtype=torch.float64)
+    store.write_kernel(1, "plain", kernel)
+    store.write_mark(1, MARK)
     if where == "folder":
         store = opened(tmp_path / "a" / "b")
     assert_shard(store.read(0, 0, 3), shard())
     assert_shard(store.read(1, 2**40), shard(1, seed=1))
     assert store.read(0, 2**40) is None
     assert store.read(1, 0) is None
-    assert store.read_kernel(0) is None
-    found, implied, count, digests = store.read_kernel(1)
-    assert torch.equal(implied, IMPLIED)
+    assert store.read_kernel(0, "plain") is None
+    found = store.read_kernel(1, "plain")
     assert torch.equal(found, kernel)
     assert found.dtype == torch.float64
-    assert count == 2**40 + 1
-    assert digests == ["c"]
+    assert_mark(store.read_mark(1), MARK)
+
+
+def assert_mark(got, expected):
+    assert got[:2] == expected[:2]
+    for a, b in zip(got[2:], expected[2:], strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("where", ["memory", "folder"])
@@ -110,9 +119,9 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     store.write(0, 0, with_ids, 2)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     for part in (0, 2):
-        for weighted in (False, True):
-            made = Kernel(one * (10 * part + weighted), IMPLIED, part, ["d"])
-            store.write_kernel(1, made, part, weighted)
+        store.write_mark(1, MARK._replace(num_samples=part), part)
+        for i, weighting in enumerate(("plain", "own", "mean-0002")):
+            store.write_kernel(1, weighting, one * (10 * part + i), part)
     context = Context({"a": torch.arange(3), "b": torch.ones(2, 2)}, "digest")
     store.write_context(1, context)
     if where == "folder":
@@ -121,10 +130,12 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     assert_shard(store.read(0, 0, part=2), with_ids)
     assert store.read(0, 0, part=1) is None
     for part in (0, 2):
-        for weighted in (False, True):
-            matrix, _, count, _ = store.read_kernel(1, part, weighted)
-            assert (float(matrix), count) == (10 * part + weighted, part)
-    assert store.read_kernel(1, 1) is None
+        assert store.read_mark(1, part).num_samples == part
+        for i, weighting in enumerate(("plain", "own", "mean-0002")):
+            assert float(store.read_kernel(1, weighting, part)) == 10 * part + i
+    assert store.read_kernel(1, "plain", 1) is None
+    assert store.read_kernel(1, "mean-0001") is None
+    assert store.read_mark(1, 1) is None
     assert store.read_context(0) is None
     found = store.read_context(1)
     assert found.data_digest == "digest"
@@ -245,7 +256,8 @@ def test_features_without_a_manifest_are_refused(filled, create):
 
 READERS = {
     "checkpoint-0000/features-000000000000.*": lambda store: store.read(0, 0, 3),
-    "checkpoint-0000/kernel.*": lambda store: store.read_kernel(0),
+    "checkpoint-0000/kernel-plain.*": lambda store: store.read_kernel(0, "plain"),
+    "checkpoint-0000/finished.*": lambda store: store.read_mark(0),
 }
 
 
@@ -291,7 +303,8 @@ def test_any_byte_flipped_is_rejected_by_name(filled, pattern, flip):
 def test_a_file_of_another_store_is_rejected_by_name(filled, tmp_path):
     other = opened(tmp_path / "other", {**SETTINGS, "seed": 5}, create=True)
     other.write(0, 0, shard())
-    other.write_kernel(0, Kernel(torch.eye(2, dtype=torch.float64), IMPLIED, 5, ["a", "b"]))
+    other.write_mark(0, MARK)
+    other.write_kernel(0, "plain", KERNEL)
     for pattern, reader in READERS.items():
         file = one(filled.path, pattern)
         shutil.copy(one(other.path, pattern), file)
@@ -320,10 +333,10 @@ def test_a_shard_in_the_place_of_another_is_rejected_by_name(filled, source, tar
 
 
 def test_a_kernel_of_another_checkpoint_is_rejected_by_name(filled):
-    file = filled.path / "checkpoint-0001" / "kernel.safetensors"
-    shutil.copy(filled.path / "checkpoint-0000" / "kernel.safetensors", file)
+    file = filled.path / "checkpoint-0001" / "kernel-plain.safetensors"
+    shutil.copy(filled.path / "checkpoint-0000" / "kernel-plain.safetensors", file)
     with pytest.raises(StoreError, match=re.escape(str(file))):
-        opened(filled.path).read_kernel(1)
+        opened(filled.path).read_kernel(1, "plain")
 
 
 def test_a_shard_of_another_length_is_rejected_by_name(filled):
@@ -335,7 +348,7 @@ def test_a_shard_of_another_length_is_rejected_by_name(filled):
 
 
 def test_leftover_temporary_files_are_cleared_by_the_next_fit_alone(filled):
-    file = one(filled.path, "checkpoint-0000/kernel.*")
+    file = one(filled.path, "checkpoint-0000/kernel-plain.*")
     leftovers = [
         file.with_name(f"{file.name}.123.tmp"),
         filled.path / "manifest.json.123.tmp",

@@ -11,7 +11,7 @@ except ImportError as _error:
     ) from _error
 
 from . import baselines, evaluation, reference, scoring, tasks
-from .attributor import Attributor
+from .attribution.attributor import Attributor
 from .kernel import kernel_matrix
 from .projector import Projector, project, projection_matrix
 from .runtime import build_info, get_num_threads, set_num_threads

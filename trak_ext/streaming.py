@@ -75,7 +75,7 @@ class _Slot:
 def stream_blocks(
     features: Sequence[Tensor],
     device: torch.device,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     transport: Any = None,
 ) -> Iterator[Block]:
     """Yield features M x [n, k] from host memory as blocks on the device, in the order of rows.
@@ -88,6 +88,7 @@ def stream_blocks(
         return
     transport = CudaTransport(device) if transport is None else transport
     row_bytes = sum(phi.shape[1] * phi.element_size() for phi in features)
+    block_bytes = BLOCK_BYTES if block_bytes is None else block_bytes
     step = min(num_train, max(1, block_bytes // max(1, row_bytes)))
     parts = [slice(i, min(i + step, num_train)) for i in range(0, num_train, step)]
     slots = [_Slot(transport, step, features) for _ in range(min(2, len(parts)))]
@@ -107,7 +108,7 @@ def score_streamed(
     weights: Tensor,
     coefficients: Tensor | None = None,
     *,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     transport: Any = None,
 ) -> Tensor:
     """Return scores [n, t], on the device of `targets`, of features M x [n, k] in host memory.
@@ -131,7 +132,7 @@ def top_k_streamed(
     largest: bool = True,
     coefficients: Tensor | None = None,
     *,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     transport: Any = None,
 ) -> TopK:
     """Return the best k of the same scores for each target, on the device of `targets`.

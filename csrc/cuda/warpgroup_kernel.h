@@ -36,6 +36,15 @@ struct WarpgroupTile {
   static_assert(kSlots >= 2, "one slot is read while another is filled");
 };
 
+template <int kRowTiles>
+TRAK_EXT_DEVICE void clear(float (&values)[kRowTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[n][i] = 0.0f;
+  }
+}
+
 // Adds a stage's products to `sums`, a column tile after the other: 8 steps of 16 parameters, each
 // pass after the other. The registers of a step are made anew when no instruction has them any
 // more; while they are made the step before is multiplied.
@@ -45,9 +54,13 @@ TRAK_EXT_DEVICE void multiply_operand(uint64_t operand, typename Tile::Entries& 
   constexpr int kAhead = Tile::kStepsAhead;
   constexpr int kUnrolled =
       Tile::Entries::kStepsUnrolled > kAhead ? Tile::Entries::kStepsUnrolled : kAhead;
+  constexpr bool kSetsFirst = kUnrolled == kSteps;
 #pragma unroll
   for (int m = 0; m < Tile::kColumnTiles; ++m) {
     float products[Tile::kRowTiles][4];
+    // The first instruction may set rather than add; in a loop ptxas follows the registers only if
+    // they were set before it.
+    if constexpr (!kSetsFirst) clear(products);
     uint32_t a[kAhead][4];
 #pragma unroll 1
     for (int first = 0; first < kSteps; first += kUnrolled) {
@@ -61,7 +74,7 @@ TRAK_EXT_DEVICE void multiply_operand(uint64_t operand, typename Tile::Entries& 
         for (int pass = 0; pass < Tile::kPasses; ++pass) {
           device::multiply_async<Tile::kRows>(products, a[i % kAhead],
                                               SharedOperand<Tile>::step_of(operand, step, pass),
-                                              step + pass > 0);
+                                              !kSetsFirst || step + pass > 0);
         }
         device::commit_multiplied();
       }

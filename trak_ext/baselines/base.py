@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import _check, loaders
-from ..checkpoints import Checkpoint, Checkpoints
-from ..devices import choose_device
-from ..digest import SampleDigest
-from ..gradients import batch_tensors
+from .. import _check
+from ..inputs import loaders
+from ..inputs.batches import batch_tensors
+from ..inputs.checkpoints import Checkpoint, Checkpoints
+from ..inputs.devices import choose_device
 from ..solved_targets import TopK, merge_top_k
+from ..store.digest import SampleDigest
 from ..tasks import Task, get_task
 
 _BLOCK_SCORES = 2**22  # scores that are made at a time: 16 MiB

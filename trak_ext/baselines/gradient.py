@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check, ops
-from ..checkpoints import Checkpoint
 from ..gradients import GradientComputer, ParameterChoice
+from ..inputs.checkpoints import Checkpoint
 from ..projector import MAX_PROJ_DIM, MAX_SEED, project
 from ..tasks import Task
 from .base import Baseline, Features
@@ -30,8 +30,7 @@ class GradientBaseline(Baseline):
             gradients times R / sqrt(k), whose dot product is an unbiased estimate of the
             gradients' with a relative error of about 1 / sqrt(k).
         kind, seed: Of the projection, as in `trak_ext.project`; checkpoint m has model_id m.
-        chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
-            they would take more than 256 MiB.
+        chunk_size: As in `Attributor`.
     """
 
     def __init__(

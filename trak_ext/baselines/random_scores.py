@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check
-from ..checkpoints import Checkpoint
-from ..gradients import ParameterChoice, batch_size
+from ..gradients import ParameterChoice
+from ..inputs.batches import batch_size
+from ..inputs.checkpoints import Checkpoint
 from ..projector import MAX_SEED, projection_matrix
 from ..tasks import Task
 from .base import Baseline, Features

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import _check
-from ..checkpoints import Checkpoint
-from ..gradients import batch_size, eval_mode, map_tensors
+from ..gradients.functional import eval_mode
+from ..inputs.batches import batch_size, map_tensors
+from ..inputs.checkpoints import Checkpoint
 from ..tasks import Task
 from .base import Baseline, Features
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from .. import evaluation, report
-from ..attributor import Attributor
+from ..attribution.attributor import Attributor
 from ..baselines import GradientProduct
 from ..runtime import build_info
 from ..solved_targets import TopK
@@ -29,7 +29,6 @@ TASK = "image_classification"
 NUM_CHECKPOINTS = 10
 NUM_SUBSETS = 50
 MODELS_A_SUBSET = 5
-PROJ_DIM = 512
 SHOWN = 5  # proponents and opponents of each image in the picture and the report
 IN_PICTURE, IN_REPORT = 7, 40  # images
 
@@ -103,7 +102,6 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
             digits.make_model(),
             TASK,
             checkpoints=checkpoints,
-            proj_dim=PROJ_DIM,
             seed=seed,
             progress=progress,
         )
@@ -153,8 +151,7 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         "seconds": watch.seconds,
         "settings": {
             "seed": seed,
-            "proj_dim": PROJ_DIM,
-            "damping": 1.0,
+            **{name: attributor.settings[name] for name in ("proj_dim", "damping", "curvature")},
             "num_train": num_train,
             "num_targets": len(split.test_labels),
             "subsets": NUM_SUBSETS,

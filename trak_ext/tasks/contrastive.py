@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..batches import batch_size, map_tensors
+from ..inputs.batches import batch_size, map_tensors
 from ..reference import philox4x32
 from .core import Batches, ModelOutput, Task
 from .parts import at_least_fp32

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .store_records import Context, Kernel, Shard, compare_settings
+from torch import Tensor
+
+from .records import Context, Mark, Shard, compare_settings
 
 
 class MemoryStore:
@@ -12,7 +14,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._shards: dict[tuple[int, int, int], Shard] = {}
-        self._kernels: dict[tuple[int, int, bool], Kernel] = {}
+        self._marks: dict[tuple[int, int], Mark] = {}
+        self._kernels: dict[tuple[int, int, str], Tensor] = {}
         self._contexts: dict[int, Context] = {}
         self._settings: dict[str, Any] | None = None
 
@@ -20,6 +23,7 @@ class MemoryStore:
         """Begin anew where `create` and part 0, having nothing to resume; else compare settings."""
         if create and part == 0:
             self._shards.clear()
+            self._marks.clear()
             self._kernels.clear()
             self._contexts.clear()
             self._settings = settings
@@ -36,15 +40,21 @@ class MemoryStore:
         """Keep a shard."""
         self._shards[checkpoint, part, start] = shard
 
-    def read_kernel(self, checkpoint: int, part: int = 0, weighted: bool = False) -> Kernel | None:
-        """Return the kernel of a checkpoint's part, or None where it is not there."""
-        return self._kernels.get((checkpoint, part, weighted))
+    def read_mark(self, checkpoint: int, part: int = 0) -> Mark | None:
+        """Return the mark of a checkpoint's part, or None where it is not finished."""
+        return self._marks.get((checkpoint, part))
 
-    def write_kernel(
-        self, checkpoint: int, kernel: Kernel, part: int = 0, weighted: bool = False
-    ) -> None:
+    def write_mark(self, checkpoint: int, mark: Mark, part: int = 0) -> None:
         """Mark a checkpoint's part as finished."""
-        self._kernels[checkpoint, part, weighted] = kernel
+        self._marks[checkpoint, part] = mark
+
+    def read_kernel(self, checkpoint: int, weighting: str, part: int = 0) -> Tensor | None:
+        """Return the kernel matrices of a checkpoint's part, or None where they are not there."""
+        return self._kernels.get((checkpoint, part, weighting))
+
+    def write_kernel(self, checkpoint: int, weighting: str, kernel: Tensor, part: int = 0) -> None:
+        """Keep the kernel matrices of a checkpoint's part."""
+        self._kernels[checkpoint, part, weighting] = kernel
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None."""

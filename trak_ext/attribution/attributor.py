@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import _C, _check, loaders
-from .checkpoints import Checkpoint, Checkpoints
-from .devices import choose_device
-from .digest import settings_digest
+from .. import _C, _check
+from ..gradients import GradientComputer, ParameterChoice
+from ..inputs import loaders
+from ..inputs.checkpoints import Checkpoint, Checkpoints
+from ..inputs.devices import choose_device
+from ..kernel import solve_targets
+from ..solved_targets import TopK
+from ..store import SampleId, Shard, open_store
+from ..store.digest import settings_digest
+from ..tasks import Task, get_task
 from .estimator import Estimator
 from .features import FeatureMaker
 from .fitted import FittedFeatures
-from .fitted_scores import FittedScores
 from .fitting import PartFitter, on_device, require_context
-from .gradients import GradientComputer, ParameterChoice
-from .kernel import solve_targets
+from .scores import FittedScores
 from .shard_builder import ShardBuilder, changed_data
-from .solved_targets import TopK
-from .store import SampleId, Shard, open_store
-from .tasks import Task, get_task
 
 
 class Attributor:
@@ -40,24 +41,32 @@ class Attributor:
             None for the model as it is. Checkpoint m has model_id m.
         proj_dim: Features k a sample, checkpoint and projection block, at least 1.
         kind, seed, precision: As in `trak_ext.project`.
-        damping: lambda / (tr(K)/k), or "auto" for `trak_ext.damping.choose_damping` of each
-            checkpoint's kernel and fit.
-        ridge, curvature, leverage: As in `trak_ext.score`; curvature as a flag, R being the task's.
-            A store serves any damping and any of these.
+        damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each checkpoint's
+            kernel and fit.
+        ridge, leverage: As in `trak_ext.score`.
+        curvature: What a kernel matrix weights samples by: "mean" for R averaged over the
+            checkpoints, "own" for each checkpoint's R, None for 1 (Park et al. 2023). A store
+            serves any damping, ridge, leverage and curvature.
         blocks: Independent projections of proj_dim features a checkpoint, whose scores are
             averaged; block b takes columns b proj_dim to (b + 1) proj_dim - 1 of the matrix.
         params: Which parameters are differentiated: None for those with requires_grad, a glob
             pattern or several, or a predicate (name, parameter).
         store: Folder for the features, to resume and to attribute later without the training data;
             None keeps them in memory.
-        device: Where gradients are computed; None for the model's.
-        chunk_size: Samples whose gradients are held at a time; None for up to 256, fewer where
-            they would take more than 256 MiB.
+        device: Where gradients, features and scores are computed; None for the model's. Features
+            are kept in memory of the CPU, or in the store, and come to a CUDA device a block at a
+            time for scoring.
+        chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
+            half of the free memory takes. Halved, with a warning, where memory runs out.
         progress: Whether to show progress bars.
 
     Loaders yield (inputs, labels) or mappings, in the same order every time: a sample's position is
     its identity. A mapping may carry ids under "sample_id", integers or strings, which results then
     carry too. Autocast is honoured: call `fit` and `attribute` under it.
+
+    Memory of `fit`, beside the model and one checkpoint's weights: chunk_size times
+    `GradientComputer.sample_bytes`, a batch, a shard of features (64 MiB with its copy) and
+    8 blocks (proj_dim + 4) proj_dim bytes of kernel matrices; without a store, all features too.
 
     A store made with fewer checkpoints is continued by `fit`, and one made with more is read as far
     as needed; the ones in common must be the same, in the same order.
@@ -74,7 +83,7 @@ class Attributor:
         seed: int = 0,
         damping: float | str = "auto",
         ridge: float = 0.0,
-        curvature: bool = False,
+        curvature: str | None = "mean",
         leverage: bool = False,
         blocks: int = 1,
         params: ParameterChoice = None,
@@ -124,13 +133,12 @@ class Attributor:
         offset = 0
         if part:
             offset = self._fitted(part).num_samples
-        fitter = PartFitter(
-            self._store, self._features, self.estimator.curvature, self.device, part, offset
-        )
+        fitter = PartFitter(self._store, self._features, self.device, part, offset)
         with self._bar("fit", train_loader) as bar:
             for m in range(len(self._checkpoints)):
                 weights = self._checkpoints.load(m, self.device)
                 fitter.fit(m, weights, train_loader, bar)
+        self._fitted(part + 1).write_kernels(self.estimator.curvature, part)
 
     # --- attribute --------------------------------------------------------------------------------
 
@@ -179,7 +187,7 @@ class Attributor:
         fitted = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)
-        scores = FittedScores(fitted, self.estimator)
+        scores = FittedScores(fitted, self.estimator, self.device)
         solved, target_ids = self._solve_targets(test_loader, scores, target_task)
         if top_k is None:
             return scores.score(solved)
@@ -193,7 +201,7 @@ class Attributor:
         (1/M sum_m c_mi phi_mi^T K_m^-1 phi_mi) (1/M sum_m Q_mi): the diagonal of `attribute` on the
         training set.
         """
-        return FittedScores(self._open_fitted(), self.estimator).self_influence()
+        return FittedScores(self._open_fitted(), self.estimator, self.device).self_influence()
 
     # --- what made it -----------------------------------------------------------------------------
 

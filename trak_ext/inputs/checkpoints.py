@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .digest import state_digest
+from ..store.digest import state_digest
 
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
 

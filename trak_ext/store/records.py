@@ -9,6 +9,8 @@ from torch import Tensor
 
 SampleId = int | str
 
+_SHARD_VALUES = 2**23  # features a shard: 32 MiB
+
 
 class Shard(NamedTuple):
     """A checkpoint's features of consecutive samples, with Q, R, f and the digest of their data."""
@@ -21,13 +23,13 @@ class Shard(NamedTuple):
     ids: list[SampleId] | None = None
 
 
-class Kernel(NamedTuple):
-    """The kernel matrices of a checkpoint's finished part, and what they were made of."""
+class Mark(NamedTuple):
+    """What is known of a checkpoint's finished part: the mark that its features are all there."""
 
-    matrix: Tensor  # fp64 [blocks, k, k]
-    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
     num_samples: int
     data_digests: list[str]  # of each shard, in order
+    curvature: Tensor  # fp32 [num_samples]
+    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
 
 
 class Context(NamedTuple):
@@ -58,3 +60,8 @@ def compare_settings(expected: dict[str, Any], found: dict[str, Any], where: str
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shard_rows(width: int) -> int:
+    """Return the samples a shard holds: a function of the features a sample, so that runs agree."""
+    return max(1, min(8192, _SHARD_VALUES // width))

@@ -1,9 +1,10 @@
 """Features kept by checkpoint, part and range of samples, in memory or as safetensors on disk.
 
 On disk: `manifest.json` (the settings that made the store), and for each checkpoint a folder of
-shards and, once all samples are in, a kernel matrix. Training samples that were added later are
-parts 1, 2, ... with folders of their own inside it. Every file is written under a temporary name,
-synced and renamed, so what bears its own name is whole; a checksum finds what was damaged later.
+shards, a mark once all samples are in, and kernel matrices. Training samples that were added later
+are parts 1, 2, ... with folders of their own inside it. Every file is written under a temporary
+name, synced and renamed, so what bears its own name is whole; a checksum finds what was damaged
+later.
 """
 
 from __future__ import annotations
@@ -17,28 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from .digest import settings_digest, tensor_bytes
-from .memory_store import MemoryStore
-from .store_records import Context, Kernel, SampleId, Shard, StoreError, compare_settings
-
-__all__ = [
-    "Context",
-    "DirectoryStore",
-    "Kernel",
-    "MemoryStore",
-    "SampleId",
-    "Shard",
-    "StoreError",
-    "open_store",
-    "shard_rows",
-]
+from .in_memory import MemoryStore
+from .records import Context, Mark, Shard, StoreError, compare_settings
 
 FORMAT_VERSION = 2
-_SHARD_VALUES = 2**23  # features a shard: 32 MiB
-
-
-def shard_rows(width: int) -> int:
-    """Return the samples a shard holds: a function of the features a sample, so that runs agree."""
-    return max(1, min(8192, _SHARD_VALUES // width))
 
 
 class DirectoryStore:
@@ -117,34 +100,40 @@ class DirectoryStore:
         path = self._folder(checkpoint, part) / _shard_name(start)
         self._save(checkpoint, path, tensors, metadata)
 
-    def read_kernel(self, checkpoint: int, part: int = 0, weighted: bool = False) -> Kernel | None:
-        """Return the kernel of a checkpoint's part, or None where it is not there.
-
-        Args:
-            weighted: Whether the one with rows weighted by curvature.
-        """
-        path = self._folder(checkpoint, part) / _kernel_name(weighted)
+    def read_mark(self, checkpoint: int, part: int = 0) -> Mark | None:
+        """Return the mark of a checkpoint's part, or None where it is not finished."""
+        path = self._folder(checkpoint, part) / "finished.safetensors"
         if not path.exists():
             return None
-        tensors, metadata = self._load(checkpoint, path, ("kernel", "implied"))
-        return Kernel(
-            tensors["kernel"],
-            tensors["implied"],
-            int(metadata["num_samples"]),
-            json.loads(metadata["data_digests"]),
-        )
+        tensors, metadata = self._load(checkpoint, path, ("curvature", "implied"))
+        digests = json.loads(metadata["data_digests"])
+        return Mark(int(metadata["num_samples"]), digests, **tensors)
 
-    def write_kernel(
-        self, checkpoint: int, kernel: Kernel, part: int = 0, weighted: bool = False
-    ) -> None:
-        """Write a kernel matrix: the mark of a checkpoint's finished part."""
+    def write_mark(self, checkpoint: int, mark: Mark, part: int = 0) -> None:
+        """Mark a checkpoint's part as finished."""
         metadata = {
-            "num_samples": str(kernel.num_samples),
-            "data_digests": json.dumps(kernel.data_digests),
+            "num_samples": str(mark.num_samples),
+            "data_digests": json.dumps(mark.data_digests),
         }
-        path = self._folder(checkpoint, part) / _kernel_name(weighted)
-        tensors = {"kernel": kernel.matrix, "implied": kernel.implied}
+        path = self._folder(checkpoint, part) / "finished.safetensors"
+        tensors = {"curvature": mark.curvature, "implied": mark.implied}
         self._save(checkpoint, path, tensors, metadata)
+
+    def read_kernel(self, checkpoint: int, weighting: str, part: int = 0) -> Tensor | None:
+        """Return the kernel matrices of a checkpoint's part, or None where they are not there.
+
+        Args:
+            weighting: How samples are weighted in it, as a file's name may say it.
+        """
+        path = self._folder(checkpoint, part) / f"kernel-{weighting}.safetensors"
+        if not path.exists():
+            return None
+        return self._load(checkpoint, path, ("kernel",))[0]["kernel"]
+
+    def write_kernel(self, checkpoint: int, weighting: str, kernel: Tensor, part: int = 0) -> None:
+        """Write the kernel matrices of a checkpoint's part, fp64 [blocks, k, k]."""
+        path = self._folder(checkpoint, part) / f"kernel-{weighting}.safetensors"
+        self._save(checkpoint, path, {"kernel": kernel}, {})
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None where it is not there."""
@@ -232,10 +221,6 @@ class DirectoryStore:
 
 def _shard_name(start: int) -> str:
     return f"features-{start:012d}.safetensors"
-
-
-def _kernel_name(weighted: bool) -> str:
-    return "kernel-curvature.safetensors" if weighted else "kernel.safetensors"
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .digest import SampleDigest
-from .gradients import SampleGradients, batch_tensors
-from .loaders import Segment
-from .store import SampleId, Shard, StoreError
+from ..gradients import SampleGradients
+from ..inputs.batches import batch_tensors
+from ..inputs.loaders import Segment
+from ..store import SampleId, Shard, StoreError
+from ..store.digest import SampleDigest
 
 
 class ShardBuilder:

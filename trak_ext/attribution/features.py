@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from . import _check, ops
-from .gradients import GradientComputer, SampleGradients
-from .loaders import Segment
-from .projector import MAX_PROJ_DIM, MAX_SEED, project
+from .. import _check, ops
+from ..gradients import GradientComputer, SampleGradients
+from ..inputs.loaders import Segment
+from ..projector import MAX_PROJ_DIM, MAX_SEED, project
 
 
 class FeatureMaker:

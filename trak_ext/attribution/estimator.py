@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
-from .damping import ImpliedRidge, choose_damping
-from .kernel import factor_kernel, leverage_coefficients, leverages
+from .. import _check
+from ..kernel import factor_kernel, leverage_coefficients, leverages
+from .damping import choose_damping, ridge_of_sums
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class Estimator:
         damping: Multiple of the kernel's mean eigenvalue that is added to its diagonal, or "auto"
             for the one that `choose_damping` gives.
         ridge: Absolute amount added to the diagonal.
-        curvature: Whether kernel matrices weight samples by R.
+        curvature: What kernel matrices weight samples by: None for 1, "own" for each checkpoint's
+            R, "mean" for the mean of R over the checkpoints.
         leverage: Whether a sample's term is divided by 1 - h.
     """
 
     damping: float | str = "auto"
     ridge: float = 0.0
-    curvature: bool = False
+    curvature: str | None = "mean"
     leverage: bool = False
 
     def __post_init__(self) -> None:
@@ -36,8 +37,9 @@ class Estimator:
                 raise ValueError(f"damping: expected a number or 'auto', got {self.damping!r}")
             object.__setattr__(self, "damping", _check.nonnegative("damping", self.damping))
         object.__setattr__(self, "ridge", _check.nonnegative("ridge", self.ridge))
-        for name in ("curvature", "leverage"):
-            _check.flag(name, getattr(self, name))
+        if self.curvature is not None:
+            _check.choice("curvature", self.curvature, ("own", "mean"))
+        _check.flag("leverage", self.leverage)
 
     def factors(self, kernels: Tensor, num_samples: int, implied: Tensor) -> list[Tensor]:
         """Return the Cholesky factor of each damped kernel.
@@ -45,32 +47,33 @@ class Estimator:
         Args:
             kernels: fp64 [blocks, k, k].
             num_samples: That were summed, at least 1.
-            implied: `ImpliedRidge.sums` of them, [blocks, k + 4].
+            implied: `ImpliedRidge.sums` of all checkpoints and blocks, [M b, k + 4].
         """
         return [
-            factor_kernel(kernel, self._damping(kernel, num_samples, sums), self.ridge)
-            for kernel, sums in zip(kernels, implied, strict=True)
+            factor_kernel(kernel, self._damping(kernel, num_samples, implied), self.ridge)
+            for kernel in kernels
         ]
 
     def _damping(self, kernel: Tensor, num_samples: int, sums: Tensor) -> float:
         if not isinstance(self.damping, str):
             return self.damping
-        fit = ImpliedRidge(len(kernel))
-        fit.sums = sums
-        return choose_damping(kernel, num_samples, fit.value(curvature=self.curvature))
+        implied = ridge_of_sums(sums, curvature=self.curvature is not None)
+        return choose_damping(kernel, num_samples, implied)
 
     def leverage_and_coefficients(
-        self, factor: Tensor, features: Tensor, curvature: Tensor
+        self, factor: Tensor, features: Tensor, curvature: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return phi_i^T K^-1 phi_i and c_i of samples, both fp64 [n].
 
-        c_i = 1 / (1 - h_i), h_i = R_i phi_i^T K^-1 phi_i (R_i = 1 without `curvature`), if
-        `leverage`; else 1.
+        c_i = 1 / (1 - h_i), h_i = R_i phi_i^T K^-1 phi_i, if `leverage`; else 1.
+
+        Args:
+            curvature: R, the weight of each sample in K, [n]; None for ones.
         """
         plain = leverages(factor, features, None)
         if not self.leverage:
             return plain, torch.ones_like(plain)
-        weighted = plain * curvature.double() if self.curvature else plain
+        weighted = plain if curvature is None else plain * curvature.double()
         return plain, leverage_coefficients(weighted)
 
     def settings(self) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from .batches import batch_size, batch_tensors, map_tensors
+from ..inputs.batches import batch_size, batch_tensors, map_tensors
+from ..tasks import Task
 from .chunk_size import ChunkSize
 from .functional import FunctionalModel, eval_mode, plain_attention
 from .memory import PeakBytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
-from .tasks import Task
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
 
@@ -249,7 +249,7 @@ class GradientComputer:
                 "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
                 f"this model ({str(error).strip().splitlines()[0]})",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
             return result
 

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import store as stores
-from .block_kernels import BlockKernels
-from .fitting import read_mark
-from .store import DirectoryStore, MemoryStore, SampleId, StoreError
+from .. import store as stores
+from ..store import DirectoryStore, Mark, MemoryStore, SampleId, StoreError
+from .block_sums import kernel_matrices
 
 
 class SampleBlock(NamedTuple):
@@ -20,7 +19,6 @@ class SampleBlock(NamedTuple):
     start: int
     features: list[Tensor]  # of each checkpoint and projection block: fp32 [rows, k]
     weight: Tensor  # fp64 [rows], mean Q over the checkpoints
-    curvature: list[Tensor]  # of each checkpoint: fp32 [rows]
     ids: list[SampleId] | None
 
 
@@ -50,11 +48,10 @@ class FittedFeatures:
         self._proj_dim = proj_dim
         self._blocks = blocks
         self.num_checkpoints = num_checkpoints
-        self.part_sizes: list[int] = []
-        self.data_digests: list[list[str]] = []
-        while parts is None or len(self.part_sizes) < parts:
-            part = len(self.part_sizes)
-            marks = [read_mark(store, m, part) for m in range(num_checkpoints)]
+        self._marks: list[list[Mark]] = []  # of each part and checkpoint
+        while parts is None or len(self._marks) < parts:
+            part = len(self._marks)
+            marks = [store.read_mark(m, part) for m in range(num_checkpoints)]
             done = [mark for mark in marks if mark is not None]
             if not done and part and parts is None:
                 break
@@ -71,36 +68,75 @@ class FittedFeatures:
                     f"store: expected the same data for every checkpoint in part {part}, got "
                     f"{[mark.num_samples for mark in done]} samples by checkpoint"
                 )
-            self.part_sizes.append(done[0].num_samples)
-            self.data_digests.append(digests[0])
+            self._marks.append(done)
+
+    @property
+    def part_sizes(self) -> list[int]:
+        """Training samples of each part."""
+        return [marks[0].num_samples for marks in self._marks]
+
+    @property
+    def data_digests(self) -> list[list[str]]:
+        """Digests of each part's shards."""
+        return [marks[0].data_digests for marks in self._marks]
 
     @property
     def num_samples(self) -> int:
         """Training samples of all parts."""
         return sum(self.part_sizes)
 
-    def kernels(self, m: int, weighted: bool) -> tuple[Tensor, Tensor]:
-        """Return checkpoint m's kernel matrices over all parts, and `ImpliedRidge.sums`.
+    def kernels(self, m: int, curvature: str | None) -> Tensor:
+        """Return checkpoint m's kernel matrices over all parts, fp64 [blocks, k, k].
 
-        Where the store has no matrix with these weights, it is made from the features.
+        Those that the store lacks are made from the features.
 
-        Returns:
-            fp64 [blocks, k, k] and fp64 [blocks, k + 4].
+        Args:
+            curvature: The weight of a sample: None for 1, "own" for the checkpoint's R, "mean" for
+                the mean of R over the checkpoints.
         """
-        sums = BlockKernels(self._proj_dim, self._blocks, weighted)
-        matrices, implied = sums.matrices(), sums.implied()
-        for part, size in enumerate(self.part_sizes):
-            kernel = self._store.read_kernel(m, part, weighted)
-            if kernel is not None:
-                matrices += kernel.matrix
-                implied += kernel.implied
-                continue
-            sums = BlockKernels(self._proj_dim, self._blocks, weighted)
-            for start, stop in self._ranges(size):
-                sums.add(self._read(m, start, stop, part))
-            matrices += sums.matrices()
-            implied += sums.implied()
-        return matrices, implied
+        total = torch.zeros((self._blocks, self._proj_dim, self._proj_dim), dtype=torch.float64)
+        for part in range(len(self._marks)):
+            kernel = self._store.read_kernel(m, self._weighting(curvature), part)
+            total += self._make_kernels(m, curvature, part) if kernel is None else kernel
+        return total
+
+    def write_kernels(self, curvature: str | None, part: int) -> None:
+        """Make and keep the kernel matrices of a part that the store lacks."""
+        weighting = self._weighting(curvature)
+        for m in range(self.num_checkpoints):
+            if self._store.read_kernel(m, weighting, part) is None:
+                kernel = self._make_kernels(m, curvature, part)
+                self._store.write_kernel(m, weighting, kernel, part)
+
+    def implied(self) -> Tensor:
+        """Return `ImpliedRidge.sums` over all parts of each checkpoint and block, [M b, k + 4]."""
+        parts = [torch.cat([mark.implied for mark in marks]) for marks in self._marks]
+        return torch.stack(parts).sum(0)
+
+    def curvature(self, m: int, kind: str | None) -> Tensor | None:
+        """Return the weight of each sample for checkpoint m, [n]; None for ones. See `kernels`."""
+        parts = [self._curvature(m, kind, part) for part in range(len(self._marks))]
+        return None if kind is None else torch.cat([part for part in parts if part is not None])
+
+    def _curvature(self, m: int, kind: str | None, part: int) -> Tensor | None:
+        marks = self._marks[part]
+        if kind is None:
+            return None
+        if kind == "own":
+            return marks[m].curvature
+        return torch.stack([mark.curvature for mark in marks]).double().mean(0)
+
+    def _weighting(self, curvature: str | None) -> str:
+        """Return a name for the weights; stores agree in their first checkpoints."""
+        if curvature == "mean":
+            return f"mean-{self.num_checkpoints:04d}"
+        return curvature or "plain"
+
+    def _make_kernels(self, m: int, curvature: str | None, part: int) -> Tensor:
+        size = self._marks[part][m].num_samples
+        shards = (self._read(m, start, stop, part) for start, stop in self._ranges(size))
+        weights = self._curvature(m, curvature, part)
+        return kernel_matrices(shards, self._proj_dim, self._blocks, weights)
 
     def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:
         """Yield all samples in order, with the features of the checkpoints (None for all)."""
@@ -116,7 +152,6 @@ class FittedFeatures:
                     offset + start,
                     [block for shard in shards for block in self._split(shard.features)],
                     weight,
-                    [shard.curvature for shard in shards],
                     shards[0].ids,
                 )
             offset += size

@@ -1,29 +1,22 @@
-"""Filling a store: a checkpoint's features of one part of the training set, and their kernel."""
+"""Filling a store: a checkpoint's features of one part of the training set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import loaders
-from . import store as stores
-from .block_kernels import BlockKernels
-from .digest import SampleDigest
+from .. import store as stores
+from ..inputs import loaders
+from ..inputs.batches import batch_tensors
+from ..store import Context, DirectoryStore, Mark, MemoryStore, Shard, StoreError
+from ..store.digest import SampleDigest
+from .block_sums import implied_sums
 from .features import FeatureMaker
-from .gradients import batch_tensors
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
-from .store import Context, DirectoryStore, Kernel, MemoryStore, StoreError
-
-
-class Mark(NamedTuple):
-    """The samples of a finished part."""
-
-    num_samples: int
-    data_digests: list[str]  # of each shard, in order
 
 
 class PartFitter:
@@ -32,7 +25,6 @@ class PartFitter:
     Args:
         store: Opened for these settings.
         features: What is computed.
-        weighted: Whether the kernel matrix weights samples by curvature.
         device: Where gradients are computed.
         part: Number of the part.
         offset: Position of its first sample in the training set.
@@ -42,14 +34,12 @@ class PartFitter:
         self,
         store: MemoryStore | DirectoryStore,
         features: FeatureMaker,
-        weighted: bool,
         device: torch.device,
         part: int,
         offset: int,
     ) -> None:
         self._store = store
         self._features = features
-        self._weighted = weighted
         self._device = device
         self._part = part
         self._offset = offset
@@ -64,12 +54,10 @@ class PartFitter:
             StoreError: a store of other data.
         """
         store, part, rows = self._store, self._part, self._rows
-        finished = read_mark(store, m, part)
-        kernel = None
-        if store.read_kernel(m, part, self._weighted) is None:
-            kernel = BlockKernels(self._features.proj_dim, self._features.blocks, self._weighted)
+        finished = store.read_mark(m, part)
         context = self._context(m, weights, loader, finished)
         digests: list[str] = []
+        curvature, outputs = [torch.zeros(0)], [torch.zeros(0)]
         builder = ShardBuilder(0, self._features.width)
         count = 0
 
@@ -84,8 +72,8 @@ class PartFitter:
                 shard = builder.finish("train_loader")
                 store.write(m, builder.start, shard, part)
             digests.append(shard.data_digest)
-            if kernel is not None:
-                kernel.add(shard)
+            curvature.append(shard.curvature)
+            outputs.append(shard.output)
 
         for segment in loaders.segments(loader, self._device, rows):
             start, stop = segment.start, segment.stop
@@ -113,10 +101,18 @@ class PartFitter:
             raise other_count(str(count), "more")
         if self._expected is not None and len(digests) != len(self._expected):
             raise changed_data("train_loader", count, count)
-        if kernel is not None:
-            made = Kernel(kernel.matrices(), kernel.implied(), count, digests)
-            store.write_kernel(m, made, part, self._weighted)
+        if finished is None:
+            sizes = (self._features.proj_dim, self._features.blocks)
+            implied = implied_sums(self._stored(m, count), *sizes, torch.cat(outputs))
+            store.write_mark(m, Mark(count, digests, torch.cat(curvature), implied), part)
         self._expected = digests
+
+    def _stored(self, m: int, count: int) -> Iterator[Shard]:
+        """Yield the shards of `count` samples, which are in the store."""
+        for start in range(0, count, self._rows):
+            shard = self._store.read(m, start, min(start + self._rows, count), self._part)
+            assert shard is not None, "written just now"
+            yield shard
 
     def _context(
         self,
@@ -153,12 +149,6 @@ class PartFitter:
                 f"prepared for checkpoint {m} from other data (use another folder)"
             )
         return on_device(stored.tensors, self._device)
-
-
-def read_mark(store: MemoryStore | DirectoryStore, m: int, part: int) -> Mark | None:
-    """Return what either kernel of a checkpoint's part says of its samples, if it is finished."""
-    kernel = store.read_kernel(m, part) or store.read_kernel(m, part, True)
-    return None if kernel is None else Mark(kernel.num_samples, kernel.data_digests)
 
 
 def require_context(context: Context | None, m: int) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from .gradients import batch_size, map_tensors
-from .store import SampleId
+from ..store import SampleId
+from .batches import batch_size, map_tensors
 
 ID_KEY = "sample_id"
 

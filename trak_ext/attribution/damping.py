@@ -14,13 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _check
+from .. import _check
 
-__all__ = ["ImpliedRidge", "choose_damping"]
+__all__ = ["ImpliedRidge", "choose_damping", "ridge_of_sums"]
 
 LEAST, MOST = 1.0, 10.0  # bounds of lambda, in mean squared feature norms tr(K)/n
 USUAL = 3.0  # where nothing is known of the fit: near the bounds' geometric mean
-FITTED = 1.0  # outputs f above this, p > .73, count as fitted
+FITTED_SHARE = 0.25  # outputs above this share of their median count as fitted
 TOLERANCE = 1e-2  # of Q - sigmoid(-f), which bf16 outputs leave
 
 # After sum Q phi, over fitted samples, in `ImpliedRidge.sums`.
@@ -30,19 +30,23 @@ _FIGURES = ("sum Q f", "sum |phi|^2", "sum R |phi|^2", "samples with another Q")
 class ImpliedRidge:
     """The ridge that a trained checkpoint's outputs and loss gradients imply, in kernel units.
 
-    Only samples that the model has fitted (f > 1) are used, since a sample that the checkpoint did
-    not train on, as with checkpoints trained on subsets, is not in balance with its weights, and
-    shows it by a large loss. It holds for classification alone, where Q = sigmoid(-f): a task
-    whose Q is anything else implies nothing. A few rows at a time may be added.
+    Only samples that the model has fitted are used, since a sample that the checkpoint did not
+    train on, as with checkpoints trained on subsets, is not in balance with its weights, and shows
+    it by a large loss. It holds for classification alone, where Q = sigmoid(-f): a task whose Q is
+    anything else implies nothing. Features come a few rows at a time.
 
     Args:
         proj_dim: Features a sample, k.
+        outputs: f of all samples that will be added, [n]: those above a quarter of their median
+            count as fitted.
 
     Attributes:
         sums: fp64 [k + 4], all that is kept; those of two sets of samples add up.
     """
 
-    def __init__(self, proj_dim: int) -> None:
+    def __init__(self, proj_dim: int, outputs: Tensor) -> None:
+        median = float(outputs.double().median()) if outputs.numel() else 0.0
+        self._threshold = FITTED_SHARE * max(median, 0.0)
         self.sums = torch.zeros(proj_dim + len(_FIGURES), dtype=torch.float64)
 
     def add(self, features: Tensor, weight: Tensor, output: Tensor, curvature: Tensor) -> None:
@@ -50,7 +54,7 @@ class ImpliedRidge:
         rows = features.double()
         norms = rows.square().sum(1)
         q = weight.double()
-        fitted = q * (output > FITTED)
+        fitted = q * (output > self._threshold)
         mismatch = (q - torch.sigmoid(-output.double())).abs() > TOLERANCE
         figures = [
             fitted @ output.double(),
@@ -61,16 +65,28 @@ class ImpliedRidge:
         self.sums += torch.cat([fitted @ rows, torch.stack(figures)]).cpu()
 
     def value(self, *, curvature: bool) -> float | None:
-        """Return lambda >= 0 for a kernel with curvature weights or without; None if not implied.
+        """Return `ridge_of_sums` of the samples so far."""
+        return ridge_of_sums(self.sums, curvature=curvature)
 
-        A kernel without them is larger by sum |phi|^2 / sum R |phi|^2, and so is its ridge.
-        """
-        gradient, figures = self.sums[: -len(_FIGURES)], self.sums[-len(_FIGURES) :]
-        alignment, squares, curved_squares, mismatches = figures.tolist()
-        if mismatches or not (alignment > 0 and curved_squares > 0):
-            return None
-        ridge = float(gradient @ gradient) / alignment
-        return ridge if curvature else ridge * squares / curved_squares
+
+def ridge_of_sums(sums: Tensor, *, curvature: bool) -> float | None:
+    """Return lambda >= 0 from `ImpliedRidge.sums`; None where nothing is implied.
+
+    Checkpoints of one recipe have one ridge: numerator and denominator are summed over them, which
+    matters where samples are few.
+
+    Args:
+        sums: [k + 4], or [c, k + 4] of several checkpoints or projection blocks.
+        curvature: Whether lambda is for kernels with curvature weights, or for those without, which
+            are larger by sum |phi|^2 / sum R |phi|^2, and so is their ridge.
+    """
+    rows = sums.reshape(-1, sums.shape[-1])
+    gradient, figures = rows[:, : -len(_FIGURES)], rows[:, -len(_FIGURES) :].sum(0)
+    alignment, squares, curved_squares, mismatches = figures.tolist()
+    if mismatches or not (alignment > 0 and curved_squares > 0):
+        return None
+    ridge = float(gradient.square().sum()) / alignment
+    return ridge if curvature else ridge * squares / curved_squares
 
 
 def choose_damping(kernel: Tensor, num_samples: int, implied: float | None = None) -> float:

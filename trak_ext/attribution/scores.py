@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from ..solved_targets import SolvedTargets, TopK, merge_top_k
+from ..store import SampleId
+from ..streaming import score_streamed, top_k_streamed
 from .estimator import Estimator
 from .fitted import FittedFeatures
-from .solved_targets import SolvedTargets, TopK, merge_top_k
-from .store import SampleId
 
 
 class FittedScores:
@@ -17,11 +20,15 @@ class FittedScores:
     Args:
         fitted: The training samples' features, M checkpoints with b projection blocks each.
         estimator: Its options.
+        device: Where scores are made: the CPU, or a CUDA device that features are streamed to.
+            Kernel matrices and their factors, in fp64, are the CPU's.
     """
 
-    def __init__(self, fitted: FittedFeatures, estimator: Estimator) -> None:
+    def __init__(self, fitted: FittedFeatures, estimator: Estimator, device: torch.device) -> None:
         self._fitted = fitted
         self._estimator = estimator
+        self._streamed = device.type == "cuda"
+        self._device = device if self._streamed else torch.device("cpu")
 
     @property
     def num_samples(self) -> int:
@@ -30,18 +37,22 @@ class FittedScores:
 
     def score(self, solved: Tensor) -> Tensor:
         """Return scores fp32 [n, t] of targets K^-1 phi(z) / (M b), [M b, t, k]."""
-        targets = SolvedTargets(solved, torch.float32)
+        targets = SolvedTargets(solved.to(self._device), torch.float32)
         coefficients = self._coefficients()
         scores = torch.empty((self._fitted.num_samples, solved.shape[1]), dtype=torch.float32)
         for block in self._fitted.samples():
             rows = slice(block.start, block.start + len(block.weight))
             part = None if coefficients is None else coefficients[:, rows]
-            scores[rows] = targets.score(block.features, block.weight, part)
+            arguments = (block.features, block.weight, part)
+            if self._streamed:
+                scores[rows] = score_streamed(targets, *arguments)
+            else:
+                scores[rows] = targets.score(*arguments)
         return scores
 
     def top_k(self, solved: Tensor, k: int, largest: bool) -> TopK:
         """Return the best k of the same scores for each target, with ids if there are any."""
-        targets = SolvedTargets(solved, torch.float32)
+        targets = SolvedTargets(solved.to(self._device), torch.float32)
         coefficients = self._coefficients()
         best = TopK(
             torch.empty((solved.shape[1], 0), dtype=torch.float32),
@@ -52,8 +63,13 @@ class FittedScores:
             rows = slice(block.start, block.start + len(block.weight))
             part = None if coefficients is None else coefficients[:, rows]
             count = min(k, len(block.weight))
-            found = targets.top_k(block.features, block.weight, count, largest, part)
-            best = merge_top_k(best, TopK(found.values, found.indices + block.start), k, largest)
+            arguments = (block.features, block.weight, count, largest, part)
+            if self._streamed:
+                found = top_k_streamed(targets, *arguments)
+            else:
+                found = targets.top_k(*arguments)
+            found = TopK(found.values.cpu(), found.indices.cpu() + block.start)
+            best = merge_top_k(best, found, k, largest)
             ids.extend(block.ids or [])
         if ids and len(ids) == self._fitted.num_samples:
             best.ids = [[ids[i] for i in row] for row in best.indices.tolist()]
@@ -67,35 +83,38 @@ class FittedScores:
             return total.float()
         num_terms = 0
         for m in range(fitted.num_checkpoints):
-            factors = self.factors(m)
-            num_terms += len(factors)
-            for block in fitted.samples([m]):
-                for factor, features in zip(factors, block.features, strict=True):
-                    plain, c = self._estimator.leverage_and_coefficients(
-                        factor, features, block.curvature[0]
-                    )
-                    total[block.start : block.start + len(plain)] += plain * c
+            for rows, plain, c in self._leverages(m):
+                total[rows] += plain * c
+                num_terms += rows.start == 0
         weight = torch.cat([block.weight for block in fitted.samples()])
         return (total / num_terms * weight).float()
 
     def factors(self, m: int) -> list[Tensor]:
         """Return the damped Cholesky factor of each of checkpoint m's blocks: fp64 [k, k]."""
-        kernels, implied = self._fitted.kernels(m, self._estimator.curvature)
+        kernels = self._fitted.kernels(m, self._estimator.curvature)
+        implied = self._fitted.implied()
         return self._estimator.factors(kernels, self._fitted.num_samples, implied)
 
     def _coefficients(self) -> Tensor | None:
         """Return the leverage correction of every checkpoint, block and sample: fp32 [M b, n]."""
         if not self._estimator.leverage:
             return None
-        rows = []
+        terms = []
         for m in range(self._fitted.num_checkpoints):
-            factors = self.factors(m)
-            own = torch.empty((len(factors), self._fitted.num_samples), dtype=torch.float32)
+            for rows, _, c in self._leverages(m):
+                if rows.start == 0:
+                    terms.append(torch.empty(self._fitted.num_samples, dtype=torch.float32))
+                terms[-1][rows] = c.float()
+        return torch.stack(terms)
+
+    def _leverages(self, m: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield rows, phi_i^T K^-1 phi_i and c_i of them, all of a block before the next block."""
+        curvature = self._fitted.curvature(m, self._estimator.curvature)
+        for b, factor in enumerate(self.factors(m)):
             for block in self._fitted.samples([m]):
-                for b, (factor, features) in enumerate(zip(factors, block.features, strict=True)):
-                    _, c = self._estimator.leverage_and_coefficients(
-                        factor, features, block.curvature[0]
-                    )
-                    own[b, block.start : block.start + len(c)] = c
-            rows.append(own)
-        return torch.cat(rows)
+                rows = slice(block.start, block.start + len(block.weight))
+                own = None if curvature is None else curvature[rows]
+                yield (
+                    rows,
+                    *self._estimator.leverage_and_coefficients(factor, block.features[b], own),
+                )

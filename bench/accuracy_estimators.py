@@ -1,0 +1,89 @@
+"""Scores of measured features under one choice of the estimator's options."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accuracy_settings import Measured
+from trak_ext import kernel_matrix, score
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping, ridge_of_sums
+
+FIXED = tuple(2.0**j for j in range(-3, 6))  # dampings that "auto" is compared with
+
+
+def attribute(
+    measured: Measured,
+    *,
+    damping: float | str = "auto",
+    curvature: str = "mean",
+    leverage: bool = False,
+    blocks: int = 1,
+    proj_dim: int | None = None,
+    num_checkpoints: int | None = None,
+) -> Tensor:
+    """Return scores [n, t].
+
+    Args:
+        measured: What they are made of; its first `blocks * proj_dim` columns are used.
+        damping: "auto" for `choose_damping` on each kernel matrix, else a multiple of tr(K)/k.
+        curvature: "none", "own" for each checkpoint's R, or "mean" for R averaged over checkpoints.
+        leverage: As in `trak_ext.score`.
+        blocks: Projections of proj_dim columns a checkpoint, averaged.
+        proj_dim: None for all columns.
+        num_checkpoints: None for all.
+    """
+    return attribute_many(
+        measured,
+        [damping],
+        curvature=curvature,
+        leverage=leverage,
+        blocks=blocks,
+        proj_dim=proj_dim,
+        num_checkpoints=num_checkpoints,
+    )[0]
+
+
+def attribute_many(
+    measured: Measured,
+    dampings: list[float | str],
+    *,
+    curvature: str = "mean",
+    leverage: bool = False,
+    blocks: int = 1,
+    proj_dim: int | None = None,
+    num_checkpoints: int | None = None,
+) -> list[Tensor]:
+    """Return scores [n, t] for each damping, the kernel matrices made once."""
+    train, targets, q, f, r, *_ = measured
+    train, targets, q, f, r = (x[:num_checkpoints] for x in (train, targets, q, f, r))
+    width = train.shape[2] // blocks if proj_dim is None else proj_dim
+    weights = {"none": torch.ones_like(r), "own": r, "mean": r.mean(0).expand_as(r)}[curvature]
+    mean_q = q.double().mean(0).float()
+    terms = [
+        (m, slice(b * width, (b + 1) * width)) for m in range(len(train)) for b in range(blocks)
+    ]
+    sums = []
+    for m, columns in terms:
+        ridge = ImpliedRidge(width, f[m])
+        ridge.add(train[m][:, columns], q[m], f[m], r[m])
+        sums.append(ridge.sums)
+    implied = ridge_of_sums(torch.stack(sums), curvature=curvature != "none")
+    totals = [torch.zeros(train.shape[1], targets.shape[1]) for _ in dampings]
+    for m, columns in terms:
+        features, target_features = train[m][:, columns], targets[m][:, columns]
+        kernel = kernel_matrix(features, weights[m])
+        for total, given in zip(totals, dampings, strict=True):
+            chosen = choose_damping(kernel, len(features), implied) if given == "auto" else given
+            total += score(
+                features, target_features, mean_q, damping=float(chosen), kernel=kernel,
+                curvature=weights[m], leverage=leverage,
+            ) / len(terms)  # fmt: skip
+    return totals
+
+
+def gradient_product(measured: Measured) -> Tensor:
+    """Return scores [n, t] with the kernel matrix left out: Q_i phi_i . phi_z, averaged."""
+    train, targets, q = measured.train, measured.targets, measured.q
+    parts = (q[m][:, None] * (train[m] @ targets[m].T) for m in range(len(train)))
+    return sum(parts, torch.zeros(train.shape[1], targets.shape[1])) / len(train)

@@ -1,0 +1,143 @@
+"""Settings in which attribution quality is measured: data, networks, checkpoints and the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trak_ext import project
+from trak_ext.demo import digits
+from trak_ext.gradients import GradientComputer
+from trak_ext.tasks import get_task
+
+Data = tuple[Tensor, Tensor, Tensor, Tensor]  # training inputs and labels, targets' the same
+NUM_HIDDEN_TEXT = 32
+TEXT_SCALE = 8.0  # of unit embeddings, so that a head trains at the rate of the other settings
+
+
+class Setting(NamedTuple):
+    """A network and how it is trained on what."""
+
+    name: str
+    load: Callable[[int], Data]  # of a split's seed
+    factory: Callable[[], nn.Module]
+    recipe: dict[str, float]  # what train_models is called with beside its defaults
+
+
+class Measured(NamedTuple):
+    """Features of M checkpoints, and what retraining on m subsets says."""
+
+    train: Tensor  # [M, n, k]
+    targets: Tensor  # [M, t, k]
+    q: Tensor  # [M, n]
+    f: Tensor  # [M, n]
+    r: Tensor  # [M, n]
+    masks: Tensor  # [m, n]
+    outputs: Tensor  # [m, t]
+
+
+def load_digits(seed: int) -> Data:
+    return tuple(digits.load_digits_split(seed=seed)[:4])  # type: ignore[return-value]
+
+
+def load_text(seed: int, num_train: int = 1000, num_test: int = 250) -> Data:
+    """First sentences of docstrings as MiniLM's mean token embeddings, labelled by package."""
+    from trak_ext.demo import docstrings, minilm
+
+    split = docstrings.load_docstrings_split(num_train, num_test, seed=seed)
+    bert, tokenizer = minilm.load_bert()
+    sides = []
+    for texts, labels in (
+        (split.train_texts, split.train_labels),
+        (split.test_texts, split.test_labels),
+    ):
+        encoded = minilm.encode_texts(bert, tokenizer, texts, labels, num_layers=0)
+        mask = encoded.attention_mask[:, :, None].to(encoded.hidden.dtype)
+        mean = (encoded.hidden * mask).sum(1) / mask.sum(1)
+        sides.append((nn.functional.normalize(mean, dim=1) * TEXT_SCALE, encoded.labels))
+    (inputs, labels), (test_inputs, test_labels) = sides
+    centre = inputs.mean(0)
+    return inputs - centre, labels, test_inputs - centre, test_labels
+
+
+def make_text_head() -> nn.Module:
+    from trak_ext.demo import docstrings
+
+    num_classes = len(docstrings.PACKAGES)
+    return nn.Sequential(
+        nn.Linear(384, NUM_HIDDEN_TEXT), nn.ReLU(), nn.Linear(NUM_HIDDEN_TEXT, num_classes)
+    )
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("softmax", load_digits, digits.make_softmax, {}),
+        Setting("mlp", load_digits, digits.make_model, {}),
+        Setting("mlp3", load_digits, digits.make_mlp3, {}),
+        Setting("cnn", load_digits, digits.make_cnn, {}),
+        Setting("text", load_text, make_text_head, {"lr": 0.3}),
+    )
+}
+
+
+def measure(
+    setting: Setting,
+    *,
+    split: int,
+    halves: tuple[bool, ...] = (False, True),
+    proj_dim: int = 512,
+    num_checkpoints: int = 10,
+    num_subsets: int = 50,
+    models_a_subset: int = 5,
+) -> dict[bool, Measured]:
+    """Train everything; return features of checkpoints trained on all data and on random halves.
+
+    The halves that checkpoints are trained on are drawn apart from those of the truth.
+    """
+    inputs, labels, test_inputs, test_labels = setting.load(split)
+    num_train = len(labels)
+
+    def train(subsets: Tensor, first_seed: int) -> dict[str, Tensor]:
+        return digits.train_models(
+            inputs, labels, subsets, range(first_seed, first_seed + len(subsets)),
+            model_factory=setting.factory, **setting.recipe,
+        )  # fmt: skip
+
+    masks = digits.subset_masks(num_subsets, num_train, seed=split)
+    members = masks.nonzero()[:, 1].view(num_subsets, -1).repeat_interleave(models_a_subset, 0)
+    first = split * 10_000
+    states = train(members, first + 1_000)
+    outputs = digits.model_outputs(
+        states, test_inputs, test_labels, model_factory=setting.factory
+    ).view(num_subsets, models_a_subset, -1).mean(1)  # fmt: skip
+
+    found = {}
+    for half in halves:
+        if half:
+            chosen = digits.subset_masks(num_checkpoints, num_train, seed=split + 777)
+            states = train(chosen.nonzero()[:, 1].view(num_checkpoints, -1), first + 500)
+        else:
+            states = train(torch.arange(num_train).expand(num_checkpoints, -1), first)
+        computer = GradientComputer(setting.factory(), get_task("image_classification"))
+        parts: list[list[Tensor]] = [[] for _ in range(5)]
+        for m, state in enumerate(digits.unstack_states(states)):
+            sides = []
+            for batch in ((inputs, labels), (test_inputs, test_labels)):
+                chunks = list(computer(state, batch))
+                features = [project(c.grads, proj_dim, seed=split, model_id=m) for c in chunks]
+                sides.append((torch.cat(features), chunks))
+            (train_features, chunks), (target_features, _) = sides
+            figures = [
+                torch.cat([getattr(c, name) for c in chunks])
+                for name in ("weight", "output", "curvature")
+            ]
+            for column, value in zip(
+                parts, [train_features, target_features, *figures], strict=True
+            ):
+                column.append(value)
+        found[half] = Measured(*[torch.stack(column) for column in parts], masks, outputs)
+    return found

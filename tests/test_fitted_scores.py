@@ -1,0 +1,35 @@
+"""Scores of a fitted store by streaming, as on a CUDA device; the rest is in test_estimator.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_estimator import fitted, setting
+
+from late_transport import LateTransport
+from trak_ext import streaming
+from trak_ext.attribution.scores import FittedScores
+
+
+@pytest.mark.parametrize("options", [{}, {"leverage": True, "curvature": "mean", "blocks": 2}])
+@pytest.mark.parametrize("rows", [8, 1000])
+def test_streamed_scores_are_the_same(options, rows, monkeypatch):
+    # Where the device is a CUDA one; here all is on the CPU, so the choice is made by hand.
+    monkeypatch.setattr("trak_ext.store.shard_rows", lambda width: rows)
+    monkeypatch.setattr(streaming, "CudaTransport", lambda device: LateTransport())
+    made = fitted(**options)
+    test = setting()[3]
+    expected = made.attribute([test])
+    best = made.attribute([test], top_k=5)
+
+    initialise = FittedScores.__init__
+
+    def streamed(self, *arguments):
+        initialise(self, *arguments)
+        self._streamed = True
+
+    monkeypatch.setattr(FittedScores, "__init__", streamed)
+    torch.testing.assert_close(made.attribute([test]), expected)
+    found = made.attribute([test], top_k=5)
+    assert torch.equal(found.indices, best.indices)
+    torch.testing.assert_close(found.values, best.values)

@@ -1,0 +1,1 @@
+"""What a user brings: batches, loaders, checkpoints and a device."""
