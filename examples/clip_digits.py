@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
     model = TwoTowers()
     attributor = Attributor(model, "clip", checkpoints=states, proj_dim=512, progress=False)
     attributor.fit(common.loader(train))
-    proponents, opponents = common.top_both(attributor, test, 6)
+    proponents, opponents = common.top_both(attributor, test, 4)
 
     model.load_state_dict(states[0])
     every = sorted(set(texts))

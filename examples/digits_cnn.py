@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
     print(f"test accuracy {accuracy:.3f}")
     shown = figure.choose_targets(split.test_labels, predictions, 12 if options.quick else 40)
     targets = {"input": split.test_inputs[shown], "labels": split.test_labels[shown]}
-    proponents, opponents = common.top_both(attributor, targets, 6)
+    proponents, opponents = common.top_both(attributor, targets, 5)
 
     suspicious = attributor.self_influence().topk(10).indices.tolist()
     print(f"labels most at odds with the rest (0, 1 and 2 are wrong on purpose): {suspicious}")

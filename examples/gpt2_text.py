@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         epochs, checkpoints, count = 4, 2, 4
     else:
         packages, a_package, size, width = PACKAGES, 250, 2000, 128
-        epochs, checkpoints, count = 12, 3, 20
+        epochs, checkpoints, count = 8, 3, 20
     transformers.logging.set_verbosity_error()
     pool = [text for package in packages for text in package_texts(package, a_package)]
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).tolist()
