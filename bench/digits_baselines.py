@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from comparison import compare, print_rows
 from measure import write_json
 from trak_ext import Attributor, baselines
 from trak_ext.demo import digits

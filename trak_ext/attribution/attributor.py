@@ -57,7 +57,8 @@ class Attributor:
             are kept in memory of the CPU, or in the store, and come to a CUDA device a block at a
             time for scoring.
         chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
-            half of the free memory takes. Halved, with a warning, where memory runs out.
+            half of the free memory takes, and 2 GiB on the CPU. Halved, with a warning, where
+            memory runs out.
         progress: Whether to show progress bars.
 
     Loaders yield (inputs, labels) or mappings, in the same order every time: a sample's position is

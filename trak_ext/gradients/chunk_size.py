@@ -11,12 +11,15 @@ from .memory import free_bytes
 
 LARGEST = 256
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
+MOST_BYTES = 2**31  # on the CPU, whose cores are busy with far less and whose memory is shared
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
 SAFE = 1000  # times gradients and inputs: more than activations are, unless those two are tiny
 
 
 class ChunkSize:
     """The number of samples in a chunk: as given, or as many as half of the free memory takes.
+
+    On the CPU that is 2 GiB at most.
 
     What is free is asked once, so that chunks, and with them the last bits of gradients, stay as
     they are while memory fills. What a sample takes is measured at the first sample and again when
@@ -56,6 +59,8 @@ class ChunkSize:
         if self._budget is None:
             free = free_bytes(device)
             self._budget = UNKNOWN if free is None else int(SHARE * free)
+            if device.type == "cpu":
+                self._budget = min(self._budget, MOST_BYTES)
         most = min(samples, self._most)
         if most * SAFE * (input_bytes + grad_bytes) <= self._budget:
             return self._most
