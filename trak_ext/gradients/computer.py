@@ -47,7 +47,8 @@ class GradientComputer:
         task: What is differentiated.
         params: See `choose_parameters`; other parameters are never differentiated.
         chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
-            half of the free memory takes, and 2 GiB on the CPU. Either is halved, with a warning, when memory runs out.
+            half of the free memory takes, and 2 GiB on the CPU. Either is halved, with a warning,
+            when memory runs out.
 
     Memory: beside the model and the weights, at most chunk_size times `sample_bytes`.
     """
