@@ -7,7 +7,7 @@ from torch import Tensor
 
 from accuracy_settings import Measured
 from trak_ext import kernel_matrix, score
-from trak_ext.attribution.damping import ImpliedRidge, choose_damping, ridge_of_sums
+from trak_ext.attribution.damping import ImpliedRidge, choose_damping, fitted_above, ridge_of_sums
 
 FIXED = tuple(2.0**j for j in range(-3, 6))  # dampings that "auto" is compared with
 
@@ -65,7 +65,7 @@ def attribute_many(
     ]
     sums = []
     for m, columns in terms:
-        ridge = ImpliedRidge(width, f[m])
+        ridge = ImpliedRidge(width, fitted_above(f[m]))
         ridge.add(train[m][:, columns], q[m], f[m], r[m])
         sums.append(ridge.sums)
     implied = ridge_of_sums(torch.stack(sums), curvature=curvature != "none")

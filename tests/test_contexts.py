@@ -217,3 +217,12 @@ def test_targets_of_another_task():
         fitted.attribute([test], target_task=clip_task(num_negatives=5))
     same = fitted.attribute([test], target_task="clip")
     assert torch.equal(same, fitted.attribute([test]))
+
+
+def test_targets_of_another_task_are_of_the_parameters_that_were_fitted():
+    model, states, train, test = setting()
+    made = Attributor(model, "clip", checkpoints=states, proj_dim=PROJ_DIM, progress=False)
+    made.fit([train])
+    expected = made.attribute([test], target_task="clip")
+    model.image.weight.requires_grad_(False)
+    assert torch.equal(made.attribute([test], target_task="clip"), expected)

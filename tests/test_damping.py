@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext.attribution.damping import LEAST, MOST, USUAL, ImpliedRidge, choose_damping
+from trak_ext.attribution.damping import (
+    LEAST,
+    MOST,
+    USUAL,
+    ImpliedRidge,
+    choose_damping,
+    fitted_above,
+    ridge_of_sums,
+)
 
 
 def ridge_of(kernel, num_samples, **options):
@@ -15,9 +23,9 @@ def ridge_of(kernel, num_samples, **options):
 
 
 def implied(features, q, f, r, *, curvature=True):
-    ridge = ImpliedRidge(features.shape[1], f)
+    ridge = ImpliedRidge(features.shape[1], fitted_above(f))
     ridge.add(features, q, f, r)
-    return ridge.value(curvature=curvature)
+    return ridge_of_sums(ridge.sums, curvature=curvature)
 
 
 def random_fit(n=40, k=8):
@@ -47,10 +55,10 @@ def trained_with_ridge(ridge, n=200, d=6, steps=60, noise=0.2):
 def test_the_ridge_of_a_linear_model_is_found(ridge):
     """Where every sample is fitted, |sum Q g|^2 / sum Q f is the ridge it was trained with."""
     features, q, f, r = trained_with_ridge(ridge, noise=0.0)
-    spread = ImpliedRidge(features.shape[1], torch.full((1,), -1.0))  # a threshold of 0
+    spread = ImpliedRidge(features.shape[1], 0.0)
     spread.add(features, q, f, r)
     assert (f > 0).all()
-    assert spread.value(curvature=True) == pytest.approx(ridge, rel=1e-9)
+    assert ridge_of_sums(spread.sums, curvature=True) == pytest.approx(ridge, rel=1e-9)
 
 
 def test_the_ridge_of_fitted_samples_follows_the_training_ridge():
@@ -68,10 +76,10 @@ def test_without_curvature_the_ridge_grows_as_the_kernel_does():
 
 def test_rows_may_come_in_parts_and_poorly_fitted_ones_do_not_count():
     features, q, f, r = random_fit()
-    parts = ImpliedRidge(8, f)
+    parts = ImpliedRidge(8, fitted_above(f))
     for a, b in ((0, 3), (3, 3), (3, 40)):
         parts.add(features[a:b], q[a:b], f[a:b], r[a:b])
-    assert parts.value(curvature=True) == pytest.approx(implied(features, q, f, r))
+    assert ridge_of_sums(parts.sums, curvature=True) == pytest.approx(implied(features, q, f, r))
     kept = f > 0.25 * f.median()
     assert 0 < int(kept.sum()) < 40
     gradient = q[kept] @ features[kept]
@@ -79,20 +87,27 @@ def test_rows_may_come_in_parts_and_poorly_fitted_ones_do_not_count():
     assert implied(features, q, f, r) == pytest.approx(alone)
 
 
-def test_nothing_is_implied_by_other_tasks_by_no_samples_or_by_none_that_is_fitted():
+def test_nothing_is_implied_by_no_samples_or_by_none_that_is_fitted():
     features, q, f, r = random_fit()
-    assert implied(features, 3 - f, f, torch.ones_like(f)) is None  # regression: Q = y - f
-    assert implied(features, 0.5 * q, f, r) is None
-    assert ImpliedRidge(8, f[:0]).value(curvature=True) is None
+    assert fitted_above(f[:0]) == 0.0
+    assert ridge_of_sums(ImpliedRidge(8, 0.0).sums, curvature=True) is None
     low = -f.abs()
+    assert fitted_above(low) == 0.0
     assert implied(features, torch.sigmoid(-low), low, r) is None
     assert implied(torch.zeros_like(features), q, f, r) is None
 
 
-def test_half_precision_outputs_still_count_as_classification():
-    features, _, f, r = random_fit()
-    f = f.bfloat16()
-    assert implied(features, torch.sigmoid(-f), f, r) is not None
+def test_checkpoints_are_pooled():
+    sums = []
+    for _ in range(3):
+        features, q, f, r = random_fit()
+        ridge = ImpliedRidge(8, fitted_above(f))
+        ridge.add(features, q, f, r)
+        sums.append(ridge.sums)
+    gradients = sum(float(part[:8] @ part[:8]) for part in sums)
+    alignments = sum(float(part[8]) for part in sums)
+    found = ridge_of_sums(torch.stack(sums), curvature=True)
+    assert found == pytest.approx(gradients / alignments)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

@@ -11,8 +11,15 @@ from torch import nn
 
 import trak_ext
 from trak_ext import Attributor, reference
-from trak_ext.attribution.damping import ImpliedRidge, choose_damping, ridge_of_sums
+from trak_ext.attribution.damping import (
+    USUAL,
+    ImpliedRidge,
+    choose_damping,
+    fitted_above,
+    ridge_of_sums,
+)
 from trak_ext.attribution.estimator import Estimator
+from trak_ext.tasks import TASKS, Task
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
 
@@ -129,14 +136,11 @@ def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
     weights = {None: np.ones_like(r), "own": r, "mean": np.broadcast_to(r.mean(0), r.shape)}
     sums = []
     for m, b in product(range(2), range(2)):
-        total, begin = 0, 0
-        for end in ends:  # each part knows the median of its own outputs
-            own = slice(begin, end)
-            ridge = ImpliedRidge(PROJ_DIM, torch.tensor(f[m, own]))
-            block = torch.tensor(phi[m, own, b * PROJ_DIM : (b + 1) * PROJ_DIM])
-            ridge.add(block, *(torch.tensor(figure[m, own]) for figure in (q, f, r)))
-            total, begin = total + ridge.sums, end
-        sums.append(total)
+        # The first part says what counts as fitted.
+        ridge = ImpliedRidge(PROJ_DIM, fitted_above(torch.tensor(f[m, : ends[0]])))
+        block = torch.tensor(phi[m, :, b * PROJ_DIM : (b + 1) * PROJ_DIM])
+        ridge.add(block, *(torch.tensor(figure[m]) for figure in (q, f, r)))
+        sums.append(ridge.sums)
     implied = ridge_of_sums(torch.stack(sums), curvature=curvature is not None)
     parts = []
     for m, b in product(range(2), range(2)):
@@ -151,6 +155,22 @@ def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
     expected = np.mean(parts, 0) * q.mean(0)[:, None]
     got = auto.attribute([test]).numpy()
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("log_odds", [False, True])
+def test_only_a_task_of_log_odds_implies_a_ridge(log_odds):
+    model, states, train, test = setting()
+    task = Task("mine", TASKS["image_classification"].function, log_odds=log_odds)
+    common = {"checkpoints": states, "proj_dim": PROJ_DIM, "progress": False, "curvature": None}
+    auto = Attributor(model, task, **common)
+    auto.fit([train])
+    known = Attributor(model, "image_classification", **common)
+    known.fit([train])
+    usual = Attributor(model, task, damping=USUAL * PROJ_DIM / NUM_TRAIN, **common)
+    usual.fit([train])
+    expected = known if log_odds else usual
+    torch.testing.assert_close(auto.attribute([test]), expected.attribute([test]))
+    assert not torch.allclose(known.attribute([test]), usual.attribute([test]))
 
 
 def test_blocks_are_columns_of_one_matrix():
@@ -205,3 +225,16 @@ def test_settings_and_fingerprint_tell_estimators_apart(tmp_path):
     assert plain.fingerprint != other.fingerprint
     assert plain.fingerprint == fitted().fingerprint
     assert Estimator(1.0, curvature=None).settings().items() <= plain.settings.items()
+
+
+def test_a_leverage_near_one_is_named_by_its_number(monkeypatch):
+    monkeypatch.setattr("trak_ext.store.shard_rows", lambda width: 8)
+    x = 1e-4 * torch.randn(NUM_TRAIN, 4)
+    x[23] = 1e4
+    made = Attributor(
+        nn.Linear(4, 1), "regression", proj_dim=PROJ_DIM, damping=1e-9, curvature=None,
+        leverage=True, progress=False,
+    )  # fmt: skip
+    made.fit([(x, torch.zeros(NUM_TRAIN))])
+    with pytest.raises(ValueError, match=r"for sample 23 \(raise damping or ridge\)"):
+        made.attribute([(x[:2], torch.zeros(2))])

@@ -23,7 +23,9 @@ from trak_ext.store import (
 
 SETTINGS = {"seed": 0, "params": {"a": [2, 3]}, "autocast": None, "checkpoints": ["x", "y"]}
 KERNEL = torch.eye(2, dtype=torch.float64)[None]
-MARK = Mark(5, ["a", "b"], torch.rand(5), torch.arange(6, dtype=torch.float64)[None])
+MARK = Mark(
+    5, ["a", "b"], 0.25, torch.rand(5), torch.rand(5), torch.arange(5, dtype=torch.float64)[None]
+)
 
 
 def shard(rows=3, k=2, seed=0):
@@ -50,7 +52,7 @@ def filled(tmp_path):
     store.write(0, 0, shard())
     store.write(0, 3, shard(2, seed=1))
     store.write_mark(0, MARK)
-    store.write_kernel(0, "plain", KERNEL)
+    store.write_kernel(0, "plain", 0, "data", KERNEL)
     store.write(1, 0, shard(seed=2))
     return store
 
@@ -83,12 +85,12 @@ def test_what_is_written_comes_back(where, tmp_path):
     assert isinstance(store, MemoryStore if where == "memory" else DirectoryStore)
     store.open(SETTINGS, create=True)
     assert store.read(0, 0) is None
-    assert store.read_kernel(0, "plain") is None
+    assert store.read_kernel(0, "plain", 0, "data") is None
     assert store.read_mark(0) is None
     store.write(0, 0, shard())
     store.write(1, 2**40, shard(1, seed=1))
     kernel = torch.tensor([[[2.0, 1.0], [1.0, 3.0]]], dtype=torch.float64)
-    store.write_kernel(1, "plain", kernel)
+    store.write_kernel(1, "plain", 0, "data", kernel)
     store.write_mark(1, MARK)
     if where == "folder":
         store = opened(tmp_path / "a" / "b")
@@ -96,16 +98,16 @@ def test_what_is_written_comes_back(where, tmp_path):
     assert_shard(store.read(1, 2**40), shard(1, seed=1))
     assert store.read(0, 2**40) is None
     assert store.read(1, 0) is None
-    assert store.read_kernel(0, "plain") is None
-    found = store.read_kernel(1, "plain")
+    assert store.read_kernel(0, "plain", 0, "data") is None
+    found = store.read_kernel(1, "plain", 0, "data")
     assert torch.equal(found, kernel)
     assert found.dtype == torch.float64
     assert_mark(store.read_mark(1), MARK)
 
 
 def assert_mark(got, expected):
-    assert got[:2] == expected[:2]
-    for a, b in zip(got[2:], expected[2:], strict=True):
+    assert got[:3] == expected[:3]
+    for a, b in zip(got[3:], expected[3:], strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
 
@@ -121,7 +123,7 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     for part in (0, 2):
         store.write_mark(1, MARK._replace(num_samples=part), part)
         for i, weighting in enumerate(("plain", "own", "mean-0002")):
-            store.write_kernel(1, weighting, one * (10 * part + i), part)
+            store.write_kernel(1, weighting, part, "data", one * (10 * part + i))
     context = Context({"a": torch.arange(3), "b": torch.ones(2, 2)}, "digest")
     store.write_context(1, context)
     if where == "folder":
@@ -132,9 +134,10 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     for part in (0, 2):
         assert store.read_mark(1, part).num_samples == part
         for i, weighting in enumerate(("plain", "own", "mean-0002")):
-            assert float(store.read_kernel(1, weighting, part)) == 10 * part + i
-    assert store.read_kernel(1, "plain", 1) is None
-    assert store.read_kernel(1, "mean-0001") is None
+            assert float(store.read_kernel(1, weighting, part, "data")) == 10 * part + i
+            assert store.read_kernel(1, weighting, part, "other data") is None
+    assert store.read_kernel(1, "plain", 1, "data") is None
+    assert store.read_kernel(1, "mean-0001", 0, "data") is None
     assert store.read_mark(1, 1) is None
     assert store.read_context(0) is None
     found = store.read_context(1)
@@ -256,7 +259,7 @@ def test_features_without_a_manifest_are_refused(filled, create):
 
 READERS = {
     "checkpoint-0000/features-000000000000.*": lambda store: store.read(0, 0, 3),
-    "checkpoint-0000/kernel-plain.*": lambda store: store.read_kernel(0, "plain"),
+    "checkpoint-0000/kernel-plain.*": lambda store: store.read_kernel(0, "plain", 0, "data"),
     "checkpoint-0000/finished.*": lambda store: store.read_mark(0),
 }
 
@@ -304,7 +307,7 @@ def test_a_file_of_another_store_is_rejected_by_name(filled, tmp_path):
     other = opened(tmp_path / "other", {**SETTINGS, "seed": 5}, create=True)
     other.write(0, 0, shard())
     other.write_mark(0, MARK)
-    other.write_kernel(0, "plain", KERNEL)
+    other.write_kernel(0, "plain", 0, "data", KERNEL)
     for pattern, reader in READERS.items():
         file = one(filled.path, pattern)
         shutil.copy(one(other.path, pattern), file)
@@ -336,7 +339,7 @@ def test_a_kernel_of_another_checkpoint_is_rejected_by_name(filled):
     file = filled.path / "checkpoint-0001" / "kernel-plain.safetensors"
     shutil.copy(filled.path / "checkpoint-0000" / "kernel-plain.safetensors", file)
     with pytest.raises(StoreError, match=re.escape(str(file))):
-        opened(filled.path).read_kernel(1, "plain")
+        opened(filled.path).read_kernel(1, "plain", 0, "data")
 
 
 def test_a_shard_of_another_length_is_rejected_by_name(filled):

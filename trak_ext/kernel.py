@@ -16,10 +16,22 @@ class KernelAccumulator:
     """The kernel matrix of one checkpoint, in fp64, from features that come a few rows at a time.
 
     The bits depend on how rows are cut into calls.
+
+    Args:
+        proj_dim: Features a sample, k.
+        device: Of the matrix.
+        matrix: fp64 [k, k] to add to instead, on any device.
     """
 
-    def __init__(self, proj_dim: int, device: torch.device | str = "cpu") -> None:
-        self.matrix = torch.zeros((proj_dim, proj_dim), dtype=torch.float64, device=device)
+    def __init__(
+        self,
+        proj_dim: int,
+        device: torch.device | str = "cpu",
+        matrix: Tensor | None = None,
+    ) -> None:
+        if matrix is None:
+            matrix = torch.zeros((proj_dim, proj_dim), dtype=torch.float64, device=device)
+        self.matrix = matrix
 
     def add(self, features: Tensor, curvature: Tensor | None = None) -> None:
         """Add the samples of `features` [n, k], weighted by `curvature` [n]."""
@@ -118,12 +130,17 @@ def leverages(factor: Tensor, features: Tensor, curvature: Tensor | None) -> Ten
     return result if curvature is None else result * curvature.double()
 
 
-def leverage_coefficients(leverage: Tensor) -> Tensor:
-    """Return 1 / (1 - h), refusing leverages so near 1 that rounding decides what comes out."""
+def leverage_coefficients(leverage: Tensor, start: int = 0) -> Tensor:
+    """Return 1 / (1 - h), refusing leverages so near 1 that rounding decides what comes out.
+
+    Args:
+        leverage: h of samples, [n].
+        start: Number of the first sample, for the error.
+    """
     if bool((leverage > 1 - 1e-6).any()):
         worst = int(leverage.argmax())
         raise ValueError(
             f"leverage: expected every leverage below 1 - 1e-6, got {float(leverage[worst]):.8g} "
-            f"for sample {worst} (raise damping or ridge)"
+            f"for sample {start + worst} (raise damping or ridge)"
         )
     return 1 / (1 - leverage)

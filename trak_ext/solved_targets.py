@@ -157,8 +157,8 @@ class SolvedTargets:
             return TopK(values if largest else -values, indices)
         arguments, keep = self._arguments(features, weights, coefficients)
         num_targets = self._solved.shape[1]
-        values = torch.empty((num_targets, k), dtype=self.dtype)
-        indices = torch.empty((num_targets, k), dtype=torch.int64)
+        values = self._solved.new_empty((num_targets, k))
+        indices = self._solved.new_empty((num_targets, k), dtype=torch.int64)
         addresses = (values.data_ptr(), indices.data_ptr())
         finite = self._kernel("top_k")(*arguments, k, *addresses, get_num_threads())
         del keep

@@ -36,7 +36,7 @@ class CudaTransport:
 
     def host_buffer(self, rows: int, like: Tensor) -> Tensor:
         """Return pinned memory for `rows` rows of a feature matrix."""
-        return torch.empty((rows, like.shape[1]), dtype=like.dtype, pin_memory=True)
+        return torch.empty((rows, like.shape[1]), dtype=like.dtype, device="cpu", pin_memory=True)
 
     def device_buffer(self, rows: int, like: Tensor) -> Tensor:
         """Return the device's memory for `rows` rows of a feature matrix."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any, overload
 
 import torch
@@ -20,7 +21,7 @@ from ..inputs.devices import choose_device
 from ..kernel import solve_targets
 from ..solved_targets import TopK
 from ..store import SampleId, Shard, open_store
-from ..store.digest import settings_digest
+from ..store.digest import settings_digest, state_digest
 from ..tasks import Task, get_task
 from .estimator import Estimator
 from .features import FeatureMaker
@@ -46,7 +47,8 @@ class Attributor:
         ridge, leverage: As in `trak_ext.score`.
         curvature: What a kernel matrix weights samples by: "mean" for R averaged over the
             checkpoints, "own" for each checkpoint's R, None for 1 (Park et al. 2023). A store
-            serves any damping, ridge, leverage and curvature.
+            serves any damping, ridge, leverage and curvature; `fit` keeps the kernel matrices of
+            its curvature, those of another are made from the features at each call.
         blocks: Independent projections of proj_dim features a checkpoint, whose scores are
             averaged; block b takes columns b proj_dim to (b + 1) proj_dim - 1 of the matrix.
         params: Which parameters are differentiated: None for those with requires_grad, a glob
@@ -66,8 +68,10 @@ class Attributor:
     carry too. Autocast is honoured: call `fit` and `attribute` under it.
 
     Memory of `fit`, beside the model and one checkpoint's weights: chunk_size times
-    `GradientComputer.sample_bytes`, a batch, a shard of features (64 MiB with its copy) and
-    8 blocks (proj_dim + 4) proj_dim bytes of kernel matrices; without a store, all features too.
+    `GradientComputer.sample_bytes`, a batch, a shard of features (64 MiB with its copy) and up to
+    24 blocks proj_dim^2 bytes of kernel matrices; without a store, all features too. `attribute`
+    reads a shard (32 MiB) of every checkpoint at a time and holds 16 M blocks proj_dim bytes a
+    target.
 
     A store made with fewer checkpoints is continued by `fit`, and one made with more is read as far
     as needed; the ones in common must be the same, in the same order.
@@ -104,10 +108,9 @@ class Attributor:
         self._features = FeatureMaker(gradients, proj_dim, blocks, kind, seed, precision)
         self._checkpoints = Checkpoints(model, checkpoints)
         self._model = model
-        self._params = params
         self._chunk_size = chunk_size
         self._store = open_store(store)
-        self._progress = progress
+        self._progress = _check.flag("progress", progress)
         self.device = choose_device(model, device)
 
     # --- fit --------------------------------------------------------------------------------------
@@ -116,7 +119,8 @@ class Attributor:
         """Compute and store the features of all training samples for every checkpoint.
 
         What the store already holds is compared with the loader's data and kept; only the rest is
-        computed.
+        computed. In memory part 0 begins anew, later parts included. While a part is not finished
+        for every checkpoint, nothing is attributed.
 
         Args:
             train_loader: The training samples, or those of a later part.
@@ -292,7 +296,10 @@ class Attributor:
                 f"target_task: expected the fitted task or one that prepares nothing from the "
                 f"training data, got {task.name!r}"
             )
-        computer = GradientComputer(self._model, task, self._params, self._chunk_size)
+        names = set(self._features.gradients.names)  # whatever requires_grad says by now
+        computer = GradientComputer(
+            self._model, task, lambda name, _: name in names, self._chunk_size
+        )
         return self._features.of_task(computer)
 
     def _features_of_targets(
@@ -306,8 +313,9 @@ class Attributor:
         targets = ShardBuilder(0, features.width)
         for segment in loaders.segments(loader, self.device, 2**62):
             targets.note_data(segment)
-            for gradients, made in features(weights, segment, m, context):
-                targets.append(gradients, made)
+            with closing(features(weights, segment, m, context)) as chunks:
+                for gradients, made in chunks:
+                    targets.append(gradients, made)
             bar.update(segment.stop - segment.start)
         return targets.finish("test_loader")
 
@@ -319,6 +327,20 @@ class Attributor:
 
 
 def _architecture_digest(model: nn.Module) -> str:
-    """Return a digest of how a model prints, less the addresses that functions print with."""
-    text = re.sub(r"0x[0-9a-fA-F]+", "", repr(model))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    """Return a digest of what a model is beside its state dict, as far as it can be seen.
+
+    How it prints, less the addresses that functions print with; how many heads modules have; the
+    config of a Hugging Face model; buffers that are not in the state dict. Other plain attributes
+    are not seen.
+    """
+    text = [re.sub(r"0x[0-9a-fA-F]+", "", repr(model))]
+    for name, module in model.named_modules():
+        heads = {key: n for key, n in vars(module).items() if "head" in key and type(n) is int}
+        text.append(f"{name}{sorted(heads.items())}")
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "to_json_string"):
+        text.append(config.to_json_string())
+    kept = model.state_dict()
+    hidden = {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+    text.append(state_digest(hidden))
+    return hashlib.blake2b("\n".join(text).encode(), digest_size=16).hexdigest()

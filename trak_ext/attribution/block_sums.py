@@ -23,7 +23,8 @@ def kernel_matrices(
         blocks: Projection blocks.
         curvature: The weight of each sample, [n]; None for ones.
     """
-    kernels = [KernelAccumulator(proj_dim) for _ in range(blocks)]
+    matrices = torch.zeros((blocks, proj_dim, proj_dim), dtype=torch.float64, device="cpu")
+    kernels = [KernelAccumulator(proj_dim, matrix=matrix) for matrix in matrices]
     start = 0
     for shard in shards:
         stop = start + len(shard.weight)
@@ -31,17 +32,17 @@ def kernel_matrices(
         for kernel, features in zip(kernels, shard.features.split(proj_dim, 1), strict=True):
             kernel.add(features, weights)
         start = stop
-    return torch.stack([kernel.matrix for kernel in kernels])
+    return matrices
 
 
-def implied_sums(shards: Iterable[Shard], proj_dim: int, blocks: int, outputs: Tensor) -> Tensor:
-    """Return `ImpliedRidge.sums` of samples that come as shards, fp64 [blocks, k + 4].
+def implied_sums(shards: Iterable[Shard], proj_dim: int, blocks: int, threshold: float) -> Tensor:
+    """Return `ImpliedRidge.sums` of samples that come as shards, fp64 [blocks, k + 3].
 
     Args:
         shards, proj_dim, blocks: As above.
-        outputs: f of all of them, [n].
+        threshold: Of fitted samples' outputs.
     """
-    ridges = [ImpliedRidge(proj_dim, outputs) for _ in range(blocks)]
+    ridges = [ImpliedRidge(proj_dim, threshold) for _ in range(blocks)]
     for shard in shards:
         for ridge, features in zip(ridges, shard.features.split(proj_dim, 1), strict=True):
             ridge.add(features, shard.weight, shard.output, shard.curvature)

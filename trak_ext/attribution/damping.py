@@ -16,15 +16,14 @@ from torch import Tensor
 
 from .. import _check
 
-__all__ = ["ImpliedRidge", "choose_damping", "ridge_of_sums"]
+__all__ = ["ImpliedRidge", "choose_damping", "fitted_above", "ridge_of_sums"]
 
 LEAST, MOST = 1.0, 10.0  # bounds of lambda, in mean squared feature norms tr(K)/n
 USUAL = 3.0  # where nothing is known of the fit: near the bounds' geometric mean
 FITTED_SHARE = 0.25  # outputs above this share of their median count as fitted
-TOLERANCE = 1e-2  # of Q - sigmoid(-f), which bf16 outputs leave
 
 # After sum Q phi, over fitted samples, in `ImpliedRidge.sums`.
-_FIGURES = ("sum Q f", "sum |phi|^2", "sum R |phi|^2", "samples with another Q")
+_FIGURES = ("sum Q f", "sum |phi|^2", "sum R |phi|^2")
 
 
 class ImpliedRidge:
@@ -32,22 +31,20 @@ class ImpliedRidge:
 
     Only samples that the model has fitted are used, since a sample that the checkpoint did not
     train on, as with checkpoints trained on subsets, is not in balance with its weights, and shows
-    it by a large loss. It holds for classification alone, where Q = sigmoid(-f): a task whose Q is
-    anything else implies nothing. Features come a few rows at a time.
+    it by a large loss. It holds where f is the log odds of one label (`Task.log_odds`). Features
+    come a few rows at a time.
 
     Args:
         proj_dim: Features a sample, k.
-        outputs: f of all samples that will be added, [n]: those above a quarter of their median
-            count as fitted.
+        threshold: Samples with outputs f above it count as fitted; see `fitted_above`.
 
     Attributes:
-        sums: fp64 [k + 4], all that is kept; those of two sets of samples add up.
+        sums: fp64 [k + 3], all that is kept; those of two sets of samples add up.
     """
 
-    def __init__(self, proj_dim: int, outputs: Tensor) -> None:
-        median = float(outputs.double().median()) if outputs.numel() else 0.0
-        self._threshold = FITTED_SHARE * max(median, 0.0)
-        self.sums = torch.zeros(proj_dim + len(_FIGURES), dtype=torch.float64)
+    def __init__(self, proj_dim: int, threshold: float) -> None:
+        self._threshold = threshold
+        self.sums = torch.zeros(proj_dim + len(_FIGURES), dtype=torch.float64, device="cpu")
 
     def add(self, features: Tensor, weight: Tensor, output: Tensor, curvature: Tensor) -> None:
         """Add samples: features [n, k], and Q, f and R of each, [n]."""
@@ -55,18 +52,18 @@ class ImpliedRidge:
         norms = rows.square().sum(1)
         q = weight.double()
         fitted = q * (output > self._threshold)
-        mismatch = (q - torch.sigmoid(-output.double())).abs() > TOLERANCE
         figures = [
             fitted @ output.double(),
             norms.sum(),
             norms @ curvature.double(),
-            mismatch.double().sum(),
         ]
         self.sums += torch.cat([fitted @ rows, torch.stack(figures)]).cpu()
 
-    def value(self, *, curvature: bool) -> float | None:
-        """Return `ridge_of_sums` of the samples so far."""
-        return ridge_of_sums(self.sums, curvature=curvature)
+
+def fitted_above(outputs: Tensor) -> float:
+    """Return a quarter of the median of the outputs f [n], 0 where that is negative or n is 0."""
+    median = float(outputs.double().median()) if outputs.numel() else 0.0
+    return FITTED_SHARE * max(median, 0.0)
 
 
 def ridge_of_sums(sums: Tensor, *, curvature: bool) -> float | None:
@@ -76,14 +73,14 @@ def ridge_of_sums(sums: Tensor, *, curvature: bool) -> float | None:
     matters where samples are few.
 
     Args:
-        sums: [k + 4], or [c, k + 4] of several checkpoints or projection blocks.
+        sums: [k + 3], or [c, k + 3] of several checkpoints or projection blocks.
         curvature: Whether lambda is for kernels with curvature weights, or for those without, which
             are larger by sum |phi|^2 / sum R |phi|^2, and so is their ridge.
     """
     rows = sums.reshape(-1, sums.shape[-1])
     gradient, figures = rows[:, : -len(_FIGURES)], rows[:, -len(_FIGURES) :].sum(0)
-    alignment, squares, curved_squares, mismatches = figures.tolist()
-    if mismatches or not (alignment > 0 and curved_squares > 0):
+    alignment, squares, curved_squares = figures.tolist()
+    if not (alignment > 0 and curved_squares > 0):
         return None
     ridge = float(gradient.square().sum()) / alignment
     return ridge if curvature else ridge * squares / curved_squares

@@ -47,7 +47,7 @@ class Estimator:
         Args:
             kernels: fp64 [blocks, k, k].
             num_samples: That were summed, at least 1.
-            implied: `ImpliedRidge.sums` of all checkpoints and blocks, [M b, k + 4].
+            implied: `ImpliedRidge.sums` of all checkpoints and blocks, [M b, k + 3].
         """
         return [
             factor_kernel(kernel, self._damping(kernel, num_samples, implied), self.ridge)
@@ -61,7 +61,7 @@ class Estimator:
         return choose_damping(kernel, num_samples, implied)
 
     def leverage_and_coefficients(
-        self, factor: Tensor, features: Tensor, curvature: Tensor | None
+        self, factor: Tensor, features: Tensor, curvature: Tensor | None, start: int
     ) -> tuple[Tensor, Tensor]:
         """Return phi_i^T K^-1 phi_i and c_i of samples, both fp64 [n].
 
@@ -69,12 +69,13 @@ class Estimator:
 
         Args:
             curvature: R, the weight of each sample in K, [n]; None for ones.
+            start: Number of the first sample, for errors.
         """
         plain = leverages(factor, features, None)
         if not self.leverage:
             return plain, torch.ones_like(plain)
         weighted = plain if curvature is None else plain * curvature.double()
-        return plain, leverage_coefficients(weighted)
+        return plain, leverage_coefficients(weighted, start)
 
     def settings(self) -> dict[str, Any]:
         """Return the options as JSON."""

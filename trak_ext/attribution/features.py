@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class FeatureMaker:
         checkpoint: int,
         context: Mapping[str, Tensor] | None = None,
         offset: int | None = None,
-    ) -> Iterator[tuple[SampleGradients, Tensor]]:
+    ) -> Generator[tuple[SampleGradients, Tensor], None, None]:
         """Yield gradients and features fp32 [B, width] of a segment, a chunk at a time.
 
         Args:
@@ -66,8 +66,9 @@ class FeatureMaker:
         """
         index = None
         if offset is not None:
-            index = torch.arange(segment.start + offset, segment.stop + offset)
-        for part in self.gradients(weights, segment.batch, context, index):
+            index = torch.arange(segment.start + offset, segment.stop + offset, device="cpu")
+        parts = self.gradients(weights, segment.batch, context, index)
+        for part in parts:
             grads = {name: grad.detach() for name, grad in part.grads.items()}
             features = project(
                 grads,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import store as stores
 from ..store import DirectoryStore, Mark, MemoryStore, SampleId, StoreError
+from ..store.digest import settings_digest
 from .block_sums import kernel_matrices
 
 
@@ -18,7 +19,7 @@ class SampleBlock(NamedTuple):
 
     start: int
     features: list[Tensor]  # of each checkpoint and projection block: fp32 [rows, k]
-    weight: Tensor  # fp64 [rows], mean Q over the checkpoints
+    weight: Tensor  # fp64 [rows], mean Q over all checkpoints
     ids: list[SampleId] | None
 
 
@@ -94,22 +95,31 @@ class FittedFeatures:
             curvature: The weight of a sample: None for 1, "own" for the checkpoint's R, "mean" for
                 the mean of R over the checkpoints.
         """
-        total = torch.zeros((self._blocks, self._proj_dim, self._proj_dim), dtype=torch.float64)
+        shape = (self._blocks, self._proj_dim, self._proj_dim)
+        total = torch.zeros(shape, dtype=torch.float64, device="cpu")
         for part in range(len(self._marks)):
-            kernel = self._store.read_kernel(m, self._weighting(curvature), part)
+            kernel = self._store.read_kernel(
+                m, self._weighting(curvature), part, self._part_digest(part)
+            )
             total += self._make_kernels(m, curvature, part) if kernel is None else kernel
         return total
 
     def write_kernels(self, curvature: str | None, part: int) -> None:
         """Make and keep the kernel matrices of a part that the store lacks."""
-        weighting = self._weighting(curvature)
+        key = (self._weighting(curvature), part, self._part_digest(part))
         for m in range(self.num_checkpoints):
-            if self._store.read_kernel(m, weighting, part) is None:
-                kernel = self._make_kernels(m, curvature, part)
-                self._store.write_kernel(m, weighting, kernel, part)
+            if self._store.read_kernel(m, *key) is None:
+                self._store.write_kernel(m, *key, self._make_kernels(m, curvature, part))
+
+    def weight(self) -> Tensor:
+        """Return the mean of Q over the checkpoints: fp64 [n]."""
+        parts = [
+            torch.stack([mark.weight for mark in marks]).double().mean(0) for marks in self._marks
+        ]
+        return torch.cat(parts)
 
     def implied(self) -> Tensor:
-        """Return `ImpliedRidge.sums` over all parts of each checkpoint and block, [M b, k + 4]."""
+        """Return `ImpliedRidge.sums` over all parts of each checkpoint and block, [M b, k + 3]."""
         parts = [torch.cat([mark.implied for mark in marks]) for marks in self._marks]
         return torch.stack(parts).sum(0)
 
@@ -126,6 +136,9 @@ class FittedFeatures:
             return marks[m].curvature
         return torch.stack([mark.curvature for mark in marks]).double().mean(0)
 
+    def _part_digest(self, part: int) -> str:
+        return settings_digest({"data": self._marks[part][0].data_digests})
+
     def _weighting(self, curvature: str | None) -> str:
         """Return a name for the weights; stores agree in their first checkpoints."""
         if curvature == "mean":
@@ -141,17 +154,15 @@ class FittedFeatures:
     def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:
         """Yield all samples in order, with the features of the checkpoints (None for all)."""
         chosen = range(self.num_checkpoints) if checkpoints is None else checkpoints
+        weight = self.weight()
         offset = 0
         for part, size in enumerate(self.part_sizes):
             for start, stop in self._ranges(size):
                 shards = [self._read(m, start, stop, part) for m in chosen]
-                weight = torch.zeros(stop - start, dtype=torch.float64)
-                for shard in shards:
-                    weight += shard.weight.double() / len(shards)
                 yield SampleBlock(
                     offset + start,
                     [block for shard in shards for block in self._split(shard.features)],
-                    weight,
+                    weight[offset + start : offset + stop],
                     shards[0].ids,
                 )
             offset += size

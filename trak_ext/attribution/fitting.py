@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..inputs.batches import batch_tensors
 from ..store import Context, DirectoryStore, Mark, MemoryStore, Shard, StoreError
 from ..store.digest import SampleDigest
 from .block_sums import implied_sums
+from .damping import fitted_above
 from .features import FeatureMaker
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
 
@@ -57,7 +59,7 @@ class PartFitter:
         finished = store.read_mark(m, part)
         context = self._context(m, weights, loader, finished)
         digests: list[str] = []
-        curvature, outputs = [torch.zeros(0)], [torch.zeros(0)]
+        figures: list[list[Tensor]] = [[], [], []]
         builder = ShardBuilder(0, self._features.width)
         count = 0
 
@@ -72,8 +74,10 @@ class PartFitter:
                 shard = builder.finish("train_loader")
                 store.write(m, builder.start, shard, part)
             digests.append(shard.data_digest)
-            curvature.append(shard.curvature)
-            outputs.append(shard.output)
+            for noted, figure in zip(
+                figures, (shard.weight, shard.curvature, shard.output), strict=True
+            ):
+                noted.append(figure)
 
         for segment in loaders.segments(loader, self._device, rows):
             start, stop = segment.start, segment.stop
@@ -86,9 +90,10 @@ class PartFitter:
                 builder = ShardBuilder(start, self._features.width, stored)
             builder.note_data(segment)
             if builder.stored is None:
-                chunks = self._features(weights, segment, m, context, self._offset)
-                for gradients, features in chunks:
-                    builder.append(gradients, features)
+                made = self._features(weights, segment, m, context, self._offset)
+                with closing(made) as chunks:  # so that an error here ends eval mode at once
+                    for gradients, features in chunks:
+                        builder.append(gradients, features)
             count = stop
             bar.update(stop - start)
             if stop % rows == 0:
@@ -102,9 +107,18 @@ class PartFitter:
         if self._expected is not None and len(digests) != len(self._expected):
             raise changed_data("train_loader", count, count)
         if finished is None:
+            weight, curvature, output = (_joined(parts) for parts in figures)
+            above = fitted_above(output)
+            if part:
+                first = store.read_mark(m)
+                assert first is not None, "a part follows those before it"
+                above = first.fitted_above
+            # Where f is not log odds nothing is implied: sums of no samples.
+            shards = self._stored(m, count) if self._features.gradients.task.log_odds else []
             sizes = (self._features.proj_dim, self._features.blocks)
-            implied = implied_sums(self._stored(m, count), *sizes, torch.cat(outputs))
-            store.write_mark(m, Mark(count, digests, torch.cat(curvature), implied), part)
+            implied = implied_sums(shards, *sizes, above)
+            mark = Mark(count, digests, above, weight, curvature, implied)
+            store.write_mark(m, mark, part)
         self._expected = digests
 
     def _stored(self, m: int, count: int) -> Iterator[Shard]:
@@ -164,3 +178,8 @@ def require_context(context: Context | None, m: int) -> dict[str, Tensor]:
 def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Return tensors on a device."""
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return figures of all samples, fp32 [n]."""
+    return torch.cat([torch.zeros(0, dtype=torch.float32, device="cpu"), *parts])

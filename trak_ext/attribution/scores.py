@@ -39,7 +39,9 @@ class FittedScores:
         """Return scores fp32 [n, t] of targets K^-1 phi(z) / (M b), [M b, t, k]."""
         targets = SolvedTargets(solved.to(self._device), torch.float32)
         coefficients = self._coefficients()
-        scores = torch.empty((self._fitted.num_samples, solved.shape[1]), dtype=torch.float32)
+        scores = torch.empty(
+            (self._fitted.num_samples, solved.shape[1]), dtype=torch.float32, device="cpu"
+        )
         for block in self._fitted.samples():
             rows = slice(block.start, block.start + len(block.weight))
             part = None if coefficients is None else coefficients[:, rows]
@@ -55,8 +57,8 @@ class FittedScores:
         targets = SolvedTargets(solved.to(self._device), torch.float32)
         coefficients = self._coefficients()
         best = TopK(
-            torch.empty((solved.shape[1], 0), dtype=torch.float32),
-            torch.empty((solved.shape[1], 0), dtype=torch.int64),
+            torch.empty((solved.shape[1], 0), dtype=torch.float32, device="cpu"),
+            torch.empty((solved.shape[1], 0), dtype=torch.int64, device="cpu"),
         )
         ids: list[SampleId] = []
         for block in self._fitted.samples():
@@ -78,7 +80,7 @@ class FittedScores:
     def self_influence(self) -> Tensor:
         """Return each sample's score for itself: fp32 [n]."""
         fitted = self._fitted
-        total = torch.zeros(fitted.num_samples, dtype=torch.float64)
+        total = torch.zeros(fitted.num_samples, dtype=torch.float64, device="cpu")
         if fitted.num_samples == 0:
             return total.float()
         num_terms = 0
@@ -86,8 +88,7 @@ class FittedScores:
             for rows, plain, c in self._leverages(m):
                 total[rows] += plain * c
                 num_terms += rows.start == 0
-        weight = torch.cat([block.weight for block in fitted.samples()])
-        return (total / num_terms * weight).float()
+        return (total / num_terms * fitted.weight()).float()
 
     def factors(self, m: int) -> list[Tensor]:
         """Return the damped Cholesky factor of each of checkpoint m's blocks: fp64 [k, k]."""
@@ -103,7 +104,8 @@ class FittedScores:
         for m in range(self._fitted.num_checkpoints):
             for rows, _, c in self._leverages(m):
                 if rows.start == 0:
-                    terms.append(torch.empty(self._fitted.num_samples, dtype=torch.float32))
+                    size = self._fitted.num_samples
+                    terms.append(torch.empty(size, dtype=torch.float32, device="cpu"))
                 terms[-1][rows] = c.float()
         return torch.stack(terms)
 
@@ -116,5 +118,7 @@ class FittedScores:
                 own = None if curvature is None else curvature[rows]
                 yield (
                     rows,
-                    *self._estimator.leverage_and_coefficients(factor, block.features[b], own),
+                    *self._estimator.leverage_and_coefficients(
+                        factor, block.features[b], own, block.start
+                    ),
                 )

@@ -26,10 +26,10 @@ class ShardBuilder:
         self.stored = stored
         self._digest = SampleDigest()
         self._ids: list[SampleId] | None = None
-        self._features = [torch.zeros((0, width), dtype=torch.float32)]
-        self._weight = [torch.zeros(0, dtype=torch.float32)]
-        self._curvature = [torch.zeros(0, dtype=torch.float32)]
-        self._output = [torch.zeros(0, dtype=torch.float32)]
+        self._features = [torch.zeros((0, width), dtype=torch.float32, device="cpu")]
+        self._weight = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        self._curvature = [torch.zeros(0, dtype=torch.float32, device="cpu")]
+        self._output = [torch.zeros(0, dtype=torch.float32, device="cpu")]
         self._bad: list[int] = []
         self._count = 0
 

@@ -13,7 +13,7 @@ LARGEST = 256
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
 MOST_BYTES = 2**31  # on the CPU, whose cores are busy with far less and whose memory is shared
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
-SAFE = 1000  # times gradients and inputs: more than activations are, unless those two are tiny
+SAFE = 1000  # times weights and inputs: more than activations are, unless those two are tiny
 
 
 class ChunkSize:
@@ -24,7 +24,7 @@ class ChunkSize:
     What is free is asked once, so that chunks, and with them the last bits of gradients, stay as
     they are while memory fills. What a sample takes is measured at the first sample and again when
     larger ones come (longer texts), so that the largest decides for smaller ones after it. Models
-    so small that a thousand times their gradients and inputs would fit are not measured.
+    so small that a thousand times their weights and inputs would fit are not measured.
 
     Args:
         given: A fixed number, None to choose.
@@ -43,7 +43,7 @@ class ChunkSize:
         device: torch.device,
         samples: int,
         input_bytes: int,
-        grad_bytes: int,
+        weight_bytes: int,
         measure: Callable[[], int],
     ) -> int:
         """Return the samples a chunk may have.
@@ -51,7 +51,8 @@ class ChunkSize:
         Args:
             device: Where the gradients are computed.
             samples: In the batch.
-            input_bytes, grad_bytes: Of one sample.
+            input_bytes: Of one sample.
+            weight_bytes: Of the model, which bounds a sample's gradients.
             measure: Returns all that one sample takes, by computing it; called only where needed.
         """
         if self.given is not None:
@@ -62,7 +63,7 @@ class ChunkSize:
             if device.type == "cpu":
                 self._budget = min(self._budget, MOST_BYTES)
         most = min(samples, self._most)
-        if most * SAFE * (input_bytes + grad_bytes) <= self._budget:
+        if most * SAFE * (input_bytes + weight_bytes) <= self._budget:
             return self._most
         if input_bytes > self._measured:
             self._sample_bytes = max(self._sample_bytes, measure())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +103,7 @@ class GradientComputer:
         batch: Any,
         context: Mapping[str, Tensor] | None = None,
         index: Tensor | None = None,
-    ) -> Iterator[SampleGradients]:
+    ) -> Generator[SampleGradients, None, None]:
         """Yield gradients of a batch in order, chunk_size samples at a time.
 
         Args:
@@ -123,7 +123,7 @@ class GradientComputer:
                 next(iter(chosen.values())).device,
                 total,
                 sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
-                sum(tensor.nbytes for tensor in chosen.values()),
+                sum(tensor.nbytes for tensor in (*chosen.values(), *fixed.constant.values())),
                 lambda: self._measure(chosen, fixed, samples),
             )
             start = 0
@@ -215,8 +215,9 @@ class GradientComputer:
         Other names of a tied parameter follow the one that named_parameters() lists.
         """
         owned = [*self.model.named_parameters(), *self.model.named_buffers()]
+        device = next(iter(self._chosen(weights).values())).device
         return {
-            name: weights.get(name, tensor).detach()
+            name: weights.get(name, tensor).detach().to(device)
             for name, tensor in owned
             if name not in self.shapes
         }

@@ -105,35 +105,38 @@ class DirectoryStore:
         path = self._folder(checkpoint, part) / "finished.safetensors"
         if not path.exists():
             return None
-        tensors, metadata = self._load(checkpoint, path, ("curvature", "implied"))
-        digests = json.loads(metadata["data_digests"])
-        return Mark(int(metadata["num_samples"]), digests, **tensors)
+        tensors, metadata = self._load(checkpoint, path, Mark._fields[3:])
+        figures: list[Any] = [json.loads(metadata[name]) for name in Mark._fields[:3]]
+        return Mark(*figures, *(tensors[name] for name in Mark._fields[3:]))
 
     def write_mark(self, checkpoint: int, mark: Mark, part: int = 0) -> None:
         """Mark a checkpoint's part as finished."""
-        metadata = {
-            "num_samples": str(mark.num_samples),
-            "data_digests": json.dumps(mark.data_digests),
-        }
+        metadata = {name: json.dumps(getattr(mark, name)) for name in Mark._fields[:3]}
+        tensors = {name: getattr(mark, name) for name in Mark._fields[3:]}
         path = self._folder(checkpoint, part) / "finished.safetensors"
-        tensors = {"curvature": mark.curvature, "implied": mark.implied}
         self._save(checkpoint, path, tensors, metadata)
 
-    def read_kernel(self, checkpoint: int, weighting: str, part: int = 0) -> Tensor | None:
-        """Return the kernel matrices of a checkpoint's part, or None where they are not there.
+    def read_kernel(
+        self, checkpoint: int, weighting: str, part: int, data_digest: str
+    ) -> Tensor | None:
+        """Return the kernel matrices of a part; None where they are not there, or of other data.
 
         Args:
             weighting: How samples are weighted in it, as a file's name may say it.
+            data_digest: Of the part's data.
         """
         path = self._folder(checkpoint, part) / f"kernel-{weighting}.safetensors"
         if not path.exists():
             return None
-        return self._load(checkpoint, path, ("kernel",))[0]["kernel"]
+        tensors, metadata = self._load(checkpoint, path, ("kernel",))
+        return tensors["kernel"] if metadata.get("data_digest") == data_digest else None
 
-    def write_kernel(self, checkpoint: int, weighting: str, kernel: Tensor, part: int = 0) -> None:
+    def write_kernel(
+        self, checkpoint: int, weighting: str, part: int, data_digest: str, kernel: Tensor
+    ) -> None:
         """Write the kernel matrices of a checkpoint's part, fp64 [blocks, k, k]."""
         path = self._folder(checkpoint, part) / f"kernel-{weighting}.safetensors"
-        self._save(checkpoint, path, {"kernel": kernel}, {})
+        self._save(checkpoint, path, {"kernel": kernel}, {"data_digest": data_digest})
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None where it is not there."""

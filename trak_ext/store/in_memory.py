@@ -15,7 +15,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._shards: dict[tuple[int, int, int], Shard] = {}
         self._marks: dict[tuple[int, int], Mark] = {}
-        self._kernels: dict[tuple[int, int, str], Tensor] = {}
+        self._kernels: dict[tuple[int, int, str, str], Tensor] = {}
         self._contexts: dict[int, Context] = {}
         self._settings: dict[str, Any] | None = None
 
@@ -48,13 +48,17 @@ class MemoryStore:
         """Mark a checkpoint's part as finished."""
         self._marks[checkpoint, part] = mark
 
-    def read_kernel(self, checkpoint: int, weighting: str, part: int = 0) -> Tensor | None:
-        """Return the kernel matrices of a checkpoint's part, or None where they are not there."""
-        return self._kernels.get((checkpoint, part, weighting))
+    def read_kernel(
+        self, checkpoint: int, weighting: str, part: int, data_digest: str
+    ) -> Tensor | None:
+        """Return the kernel matrices of a part with this data, or None where they are not there."""
+        return self._kernels.get((checkpoint, part, weighting, data_digest))
 
-    def write_kernel(self, checkpoint: int, weighting: str, kernel: Tensor, part: int = 0) -> None:
+    def write_kernel(
+        self, checkpoint: int, weighting: str, part: int, data_digest: str, kernel: Tensor
+    ) -> None:
         """Keep the kernel matrices of a checkpoint's part."""
-        self._kernels[checkpoint, part, weighting] = kernel
+        self._kernels[checkpoint, part, weighting, data_digest] = kernel
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None."""

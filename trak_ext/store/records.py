@@ -28,8 +28,10 @@ class Mark(NamedTuple):
 
     num_samples: int
     data_digests: list[str]  # of each shard, in order
+    fitted_above: float  # threshold of the outputs, of part 0
+    weight: Tensor  # fp32 [num_samples]
     curvature: Tensor  # fp32 [num_samples]
-    implied: Tensor  # fp64 [blocks, k + 4], `ImpliedRidge.sums`
+    implied: Tensor  # fp64 [blocks, k + 3], `ImpliedRidge.sums`; zeros where f is not log odds
 
 
 class Context(NamedTuple):

@@ -39,17 +39,17 @@ __all__ = [
 TASKS = {
     task.name: task
     for task in (
-        Task("image_classification", classification),
-        Task("text_classification", classification),
-        Task("binary_classification", binary_classification),
+        Task("image_classification", classification, log_odds=True),
+        Task("text_classification", classification, log_odds=True),
+        Task("binary_classification", binary_classification, log_odds=True),
         Task("multilabel_classification", multilabel_classification),
         Task("regression", regression),
         Task("causal_lm", causal_lm),
-        Task("causal_lm_token", causal_lm_token),
+        Task("causal_lm_token", causal_lm_token, log_odds=True),
         Task("seq2seq_lm", seq2seq_lm),
-        Task("seq2seq_lm_token", seq2seq_lm_token),
+        Task("seq2seq_lm_token", seq2seq_lm_token, log_odds=True),
         Task("pixel_classification", pixel_classification),
-        Task("pixel", pixel),
+        Task("pixel", pixel, log_odds=True),
         clip_task(),
     )
 }

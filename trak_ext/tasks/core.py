@@ -41,11 +41,14 @@ class Task:
             `batches` yields (position of the first sample in the training set, batch).
             `function` is then called as function(model, batch, context, index), index int64 [B]:
             the samples' positions in the training set, -1 for a target that is not in it.
+        log_odds: Whether f is log(p/(1-p)) of one label's probability p, Q = 1-p and R = p(1-p):
+            then the fit says what damping suits it; see `Attributor`.
     """
 
     name: str
     function: Callable[..., Any]
     prepare: Prepare | None = None
+    log_odds: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
