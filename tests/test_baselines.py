@@ -70,10 +70,10 @@ def expected_scores(method, model, states, train, test):
     return total.float()
 
 
-def make(method, model, states, **arguments):
+def make(method, model, states, task="image_classification", **arguments):
     if method is TracIn:
-        arguments["learning_rates"] = RATES[: len(states)]
-    return method(model, "image_classification", checkpoints=states, progress=False, **arguments)
+        arguments["learning_rates"] = RATES[: len(states or [0])]
+    return method(model, task, checkpoints=states, progress=False, **arguments)
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)

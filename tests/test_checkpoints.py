@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trak_ext.inputs.checkpoints import Checkpoints
+from trak_ext.inputs.devices import choose_device
 
 CPU = torch.device("cpu")
 
@@ -225,3 +226,33 @@ def test_what_is_no_list_is_refused(sources):
 def test_an_empty_list_is_refused():
     with pytest.raises(ValueError, match=r"^checkpoints: expected at least one, got an empty list"):
         Checkpoints(net(), [])
+
+
+class Partly(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+
+@pytest.mark.parametrize("name", ["second.weight", "table"])
+def test_tensors_on_the_meta_device_are_refused_by_name(name):
+    model = Partly()
+    if name == "table":
+        model.table = model.table.to("meta")
+    else:
+        model.second = model.second.to("meta")
+    with pytest.raises(ValueError, match=rf"^model: .* values, got {name} on the meta device"):
+        Checkpoints(model, None)
+    state = {key: tensor.to("meta") for key, tensor in state_of(1).items()}
+    with pytest.raises(ValueError, match=r"^checkpoints\[0\]: .* got 0.weight on the meta device"):
+        Checkpoints(net(), [state])
+
+
+def test_a_model_without_values_takes_those_of_its_checkpoints():
+    with torch.device("meta"):
+        model = net()
+    assert_states(Checkpoints(model, [state_of(1)]).load(0, CPU), state_of(1))
+    with pytest.raises(ValueError, match=r"^device: .* got the meta device"):
+        choose_device(model)
+    assert choose_device(model, "cpu") == CPU

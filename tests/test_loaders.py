@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from trak_ext.inputs.loaders import check_loader, segments
+from trak_ext.inputs.loaders import check_loader, segments, split_ids
 
 CPU = torch.device("cpu")
 DATA = TensorDataset(torch.arange(10.0), torch.arange(10))
@@ -126,3 +127,38 @@ def test_checking_takes_nothing_from_a_generator():
 def test_what_is_no_loader_is_refused(loader):
     with pytest.raises(TypeError, match=r"^train_loader: expected an iterable of batches.*got a"):
         check_loader("train_loader", loader, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (np.array([4, 5], dtype=np.uint8), [4, 5]),
+        (np.array(["a", "bc"]), ["a", "bc"]),
+        (np.array([np.str_("a"), 5], dtype=object), ["a", 5]),
+        ([np.str_("a"), np.int64(5)], ["a", 5]),
+        ((torch.tensor(4), "b"), [4, "b"]),
+        (torch.tensor([4, 5], dtype=torch.int32), [4, 5]),
+    ],
+)
+def test_ids_are_plain_strings_and_integers(given, expected):
+    rest, ids = split_ids({"x": torch.zeros(2), "sample_id": given})
+    assert ids == expected
+    assert [type(value) for value in ids] == [type(value) for value in expected]
+    assert set(rest) == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (torch.tensor([[1], [2]]), ValueError, r"expected shape \[B\], got \[2, 1\]"),
+        (np.array([["a"], ["b"]]), ValueError, r"expected shape \[B\], got \[2, 1\]"),
+        (np.array(3), ValueError, r"expected shape \[B\], got \[\]"),
+        (torch.tensor([1.0, 2.0]), TypeError, "expected strings or integers, got a float"),
+        (torch.tensor([True, False]), TypeError, "expected strings or integers, got a bool"),
+        (["a", None], TypeError, "expected strings or integers, got a NoneType"),
+        ("ab", TypeError, "expected strings or integers as a list, .* got a str"),
+    ],
+)
+def test_ids_of_another_kind_are_refused(given, error, message):
+    with pytest.raises(error, match="^sample_id: " + message):
+        split_ids({"x": torch.zeros(2), "sample_id": given})

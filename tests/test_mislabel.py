@@ -88,6 +88,16 @@ def test_flipped_labels_are_each_other_class_as_often():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "num_classes"), [(torch.uint8, 200), (torch.uint8, 256), (torch.int8, 128)]
+)
+def test_flips_of_narrow_labels_do_not_wrap(dtype, num_classes):
+    labels = torch.randint(0, num_classes, (2000,), dtype=torch.int64)
+    flipped, _ = flip_labels(labels.to(dtype), num_classes=num_classes, share=1.0)
+    assert flipped.dtype == dtype
+    assert torch.equal(flipped.long(), flip_labels(labels, num_classes=num_classes, share=1.0)[0])
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         (([0.1], torch.ones(1) > 0), TypeError, "scores: expected a torch.Tensor, got list"),
@@ -112,6 +122,11 @@ def test_bad_arguments_get_one_sentence(arguments, error, message):
         ({"labels": torch.tensor([[1]])}, ValueError, "labels: expected 1 dimension"),
         ({"labels": torch.tensor([4])}, ValueError, r"labels: expected 0\.\.3, got 4\.\.4"),
         ({"num_classes": 1}, ValueError, "num_classes: expected an integer of at least 2, got 1"),
+        (
+            {"labels": torch.tensor([1], dtype=torch.uint8), "num_classes": 300},
+            ValueError,
+            "num_classes: expected no more than labels of torch.uint8 can tell apart, got 300",
+        ),
         ({"share": 1.5}, ValueError, r"share: expected a number in \[0, 1\], got 1.5"),
     ],
 )

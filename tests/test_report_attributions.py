@@ -71,6 +71,10 @@ INDEX = torch.zeros(4, 1, dtype=torch.int64)
     ("changes", "message"),
     [
         ({"targets": []}, "targets: expected at least one Item, got none"),
+        ({"targets": report.Item()}, "targets: expected a list of Items, got a Item"),
+        ({"train_items": None}, "train_items: expected Items by position .* got None"),
+        ({"target_lds": [None] * 4}, "target_lds: expected 4 numbers, one a target, got .None"),
+        ({"target_lds": 0.5}, "target_lds: expected 4 numbers, one a target, got 0.5"),
         ({"targets": ["a"] * 4}, r"targets\[0\]: expected a trak_ext.report.Item, got 'a'"),
         ({"proponents": (ONE[:3], INDEX[:3])}, r"proponents: .* shape \[4, k\], got \[3, 1\]"),
         ({"opponents": (ONE, INDEX.expand(4, 2))}, r"opponents: .* got \[4, 1\] and \[4, 2\]"),

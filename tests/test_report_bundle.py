@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from trak_ext import cli, report
 from trak_ext.report.bundle import _digest
 
+NOT_FINITE = [(math.nan, math.nan), (math.inf, 1), (-math.inf, -math.inf), (1, math.nan)]
 NAMES = ("bundle.json", "bundle.safetensors")
 
 
@@ -26,6 +27,10 @@ def test_the_page_is_the_same_from_the_bundle(tmp_path):
             make_attributions(
                 targets=[report.Item(text=HOSTILE + "\ud800", highlight=(1, 5), label=1e-9)] * 4,
                 train_items=text_items(30),
+            ),
+            make_attributions(
+                targets=[report.Item(label=x, prediction=y) for x, y in NOT_FINITE],
+                train_items=[report.Item(label=NOT_FINITE[i % 4][0]) for i in range(30)],
             ),
         )
     ):

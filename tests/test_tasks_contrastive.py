@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -238,3 +240,11 @@ def test_positions_of_another_number_of_samples():
     data = (torch.randn(4, 3), torch.randn(4, 2))
     with pytest.raises(ValueError, match=r"^index: expected one position for each of 4 samples"):
         list(GradientComputer(Towers(), TASKS["clip"])({}, data, context(), torch.arange(3)))
+
+
+def test_equal_settings_are_equal_tasks_that_can_be_pickled():
+    assert clip_task() == TASKS["clip"]
+    assert hash(clip_task(64, 1, 3.0)) == hash(clip_task(64, 1, 3.0))
+    assert clip_task(64) != clip_task(64, 1)
+    for task in (clip_task(), clip_task(64, 1, 3.0)):
+        assert pickle.loads(pickle.dumps(task)) == task

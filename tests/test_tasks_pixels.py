@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from trak_ext.gradients import GradientComputer
+from trak_ext.inputs.loaders import split_ids
 from trak_ext.tasks import TASKS, classification_output, pixel_targets
 
 
@@ -65,3 +67,14 @@ def test_logits_of_another_size_are_refused():
     model, images, labels = setting()
     with pytest.raises(ValueError, match=r"^model: expected logits \[B, C, ...\]"):
         TASKS["pixel_classification"](model, (images[:, :, :2], labels))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_ids_are_repeated_with_their_samples(kind):
+    _, images, labels = setting()
+    ids = [7, 3] if kind is torch.tensor else ["a", "b"]
+    batch = {"input": images, "labels": labels, "sample_id": kind(ids)}
+    each, sample = pixel_targets(batch)
+    rest, found = split_ids(each)
+    assert found == [ids[i] for i in sample.tolist()]
+    assert torch.equal(rest["input"], images[sample])

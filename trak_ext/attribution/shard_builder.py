@@ -71,11 +71,7 @@ class ShardBuilder:
     def finish(self, name: str) -> Shard:
         """Return the shard, or refuse it and name the loader's samples that are not finite."""
         if self._bad:
-            shown = ", ".join(map(str, self._bad[:10])) + (", ..." if len(self._bad) > 10 else "")
-            raise ValueError(
-                f"{name}: expected samples with finite outputs and gradients, got NaN or Inf for "
-                f"{len(self._bad)} of them: {shown}"
-            )
+            raise not_finite(name, self._bad)
         return Shard(
             torch.cat(self._features),
             torch.cat(self._weight),
@@ -84,6 +80,15 @@ class ShardBuilder:
             self.data_digest,
             self._ids,
         )
+
+
+def not_finite(name: str, samples: list[int], what: str = "gradients") -> ValueError:
+    """Return the error for a loader's samples, by number, with NaN or Inf in something."""
+    shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
+    return ValueError(
+        f"{name}: expected samples with finite outputs and {what}, got NaN or Inf for "
+        f"{len(samples)} of them: {shown}"
+    )
 
 
 def changed_data(name: str, start: int, stop: int) -> ValueError:

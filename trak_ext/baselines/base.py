@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _check
+from ..attribution.shard_builder import changed_data, not_finite
+from ..gradients import GradientComputer
 from ..inputs import loaders
 from ..inputs.batches import batch_tensors
 from ..inputs.checkpoints import Checkpoint, Checkpoints
 from ..inputs.devices import choose_device
 from ..solved_targets import TopK, merge_top_k
+from ..store import SampleId
 from ..store.digest import SampleDigest
 from ..tasks import Task, get_task
 
@@ -29,10 +32,18 @@ class Features(NamedTuple):
     weight: Tensor  # fp32 [n], Q = -d loss / df
 
 
+class Samples(NamedTuple):
+    """All samples of a loader."""
+
+    features: list[Features]  # of each checkpoint
+    ids: list[SampleId] | None
+
+
 class Baseline(ABC):
     """Scores pair by pair: the sum over checkpoints of a function of two samples' features.
 
-    A subclass says what a sample's features are and how two of them meet.
+    A subclass says what a sample's features are and how two of them meet. What a task prepares
+    from the training set is prepared by `fit`, in a pass of its own for each checkpoint.
 
     Args:
         model, task, checkpoints, device, progress: As in `Attributor`.
@@ -64,13 +75,28 @@ class Baseline(ABC):
         self._checkpoints = Checkpoints(model, checkpoints)
         self.device = choose_device(model, device)
         self._progress = progress
-        self._train: list[Features] | None = None
+        self._contexts: list[dict[str, Tensor]] = []  # what the task prepared, by checkpoint
+        self._train: Samples | None = None
 
     # --- what a method is -------------------------------------------------------------------------
 
+    _runs_task = True  # False for a method that needs nothing of what the task prepares
+
     @abstractmethod
-    def _features(self, weights: dict[str, Tensor], m: int, batch: Any) -> Iterator[Features]:
-        """Yield the features of a batch under checkpoint m, in order, a chunk at a time."""
+    def _features(
+        self,
+        weights: dict[str, Tensor],
+        m: int,
+        batch: Any,
+        context: Mapping[str, Tensor],
+        index: Tensor,
+    ) -> Iterator[Features]:
+        """Yield the features of a batch under checkpoint m, in order, a chunk at a time.
+
+        Args:
+            context: What the task prepared for the checkpoint; empty where it prepares nothing.
+            index: int64 [B], the samples' positions in the training set, -1 for targets.
+        """
 
     @abstractmethod
     def _pair(self, m: int, train: Features, targets: Features) -> Tensor:
@@ -91,8 +117,10 @@ class Baseline(ABC):
         Raises:
             ValueError: a shuffling loader; samples with NaN or Inf (named).
         """
-        loaders.check_loader("train_loader", train_loader, len(self._checkpoints))
-        self._train = list(self._all_features("train_loader", train_loader, "fit"))
+        passes = len(self._checkpoints) * (2 if self._prepares() else 1)
+        loaders.check_loader("train_loader", train_loader, passes)
+        self._train = None
+        self._train = self._samples("train_loader", train_loader, "fit", training=True)
 
     @overload
     def attribute(self, test_loader: Iterable[Any], top_k: None = None) -> Tensor: ...
@@ -110,31 +138,35 @@ class Baseline(ABC):
         Args:
             test_loader: Targets, as the training loader's samples.
             top_k: If given, 0 to n_train; returns TopK(values, indices), [n_targets, top_k] each,
-                equal values with the lower index first.
+                equal values with the lower index first. It carries the loaders' sample ids.
             largest: Whether top_k means the highest scores or, if False, the lowest.
 
         Raises:
             ValueError: before `fit`; targets with NaN or Inf (named).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
-        train = self._fitted()
+        train, ids = self._fitted()
         num_train = len(train[0].rows)
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, num_train)
-        targets = list(self._all_features("test_loader", test_loader, "targets"))
+        targets, target_ids = self._samples("test_loader", test_loader, "targets", training=False)
         num_targets = len(targets[0].rows)
         if top_k is None:
-            scores = torch.empty((num_train, num_targets), dtype=torch.float32)
+            scores = torch.empty((num_train, num_targets), dtype=torch.float32, device="cpu")
             for start, block in self._score_blocks(train, targets):
                 scores[start : start + len(block)] = block
             return scores
         best = TopK(
-            torch.empty((num_targets, 0), dtype=torch.float32),
-            torch.empty((num_targets, 0), dtype=torch.int64),
+            torch.empty((num_targets, 0), dtype=torch.float32, device="cpu"),
+            torch.empty((num_targets, 0), dtype=torch.int64, device="cpu"),
         )
         for start, block in self._score_blocks(train, targets):
-            indices = torch.arange(start, start + len(block)).expand(num_targets, -1)
-            best = merge_top_k(best, TopK(block.T, indices), top_k, largest)
+            indices = torch.arange(start, start + len(block), device="cpu")
+            found = TopK(block.T, indices.expand(num_targets, -1))
+            best = merge_top_k(best, found, top_k, largest)
+        if ids is not None:
+            best.ids = [[ids[i] for i in row] for row in best.indices.tolist()]
+        best.target_ids = target_ids
         return best
 
     def self_influence(self) -> Tensor:
@@ -143,15 +175,18 @@ class Baseline(ABC):
         Raises:
             NotImplementedError: a method whose samples all have the same score for themselves.
         """
-        train = self._fitted()
-        total = torch.zeros(len(train[0].rows))
+        train = self._fitted().features
+        total = torch.zeros(len(train[0].rows), dtype=torch.float32, device="cpu")
         for m, features in enumerate(train):
             total += self._self(m, features)
         return total
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _fitted(self) -> list[Features]:
+    def _prepares(self) -> bool:
+        return self._runs_task and self.task.prepare is not None
+
+    def _fitted(self) -> Samples:
         if self._train is None:
             raise ValueError("fit: expected a call of it before this one, got none")
         return self._train
@@ -163,40 +198,91 @@ class Baseline(ABC):
         num_train, num_targets = len(train[0].rows), len(targets[0].rows)
         step = max(1, _BLOCK_SCORES // max(num_targets, 1))
         for start in range(0, num_train, step):
-            block = torch.zeros((min(step, num_train - start), num_targets))
+            size = (min(step, num_train - start), num_targets)
+            block = torch.zeros(size, dtype=torch.float32, device="cpu")
             for m, (features, ends) in enumerate(zip(train, targets, strict=True)):
+                if num_targets == 0:  # their features have no length
+                    continue
                 part = Features(*(tensor[start : start + step] for tensor in features))
                 block += self._pair(m, part, ends)
             yield start, block
 
-    def _all_features(self, name: str, loader: Iterable[Any], label: str) -> Iterator[Features]:
-        """Yield the features of all of a loader's samples for each checkpoint."""
+    def _samples(self, name: str, loader: Iterable[Any], label: str, *, training: bool) -> Samples:
+        """Return the features of all of a loader's samples for each checkpoint, and their ids."""
         samples = loaders.num_samples(loader)
         total = None if samples is None else samples * len(self._checkpoints)
-        first_digest: str | None = None
+        features: list[Features] = []
+        ids: list[SampleId] = []
+        expected: str | None = None  # the digest of the first pass
+        if training:
+            self._contexts = []
         with tqdm(total=total, desc=label, unit=" samples", disable=not self._progress) as bar:
             for m in range(len(self._checkpoints)):
                 weights = self._checkpoints.load(m, self.device)
+                if training:
+                    expected = self._prepare(m, weights, name, loader, expected)
+                context = {key: t.to(self.device) for key, t in self._contexts[m].items()}
                 digest = SampleDigest()
                 parts: list[Features] = []
+                count = 0
                 for segment in loaders.segments(loader, self.device, 2**62):
+                    count = segment.stop
                     digest.update(batch_tensors(segment.batch), segment.ids)
-                    for part in self._features(weights, m, segment.batch):
+                    if m == 0:
+                        ids.extend(segment.ids or [])
+                    index = torch.arange(segment.start, count, device=self.device)
+                    if not training:
+                        index.fill_(-1)
+                    for part in self._features(weights, m, segment.batch, context, index):
                         parts.append(Features(part.rows.float().cpu(), part.weight.float().cpu()))
-                    bar.update(segment.stop - segment.start)
-                if first_digest is not None and digest.hexdigest() != first_digest:
-                    raise ValueError(
-                        f"{name}: expected the same samples in the same order for every "
-                        "checkpoint, got other data (a loader that shuffles or augments?)"
-                    )
-                first_digest = digest.hexdigest()
-                yield _joined(name, parts)
+                    bar.update(count - segment.start)
+                expected = _compared(name, digest, expected, count)
+                features.append(_joined(name, parts))
+        return Samples(features, ids or None)
+
+    def _prepare(
+        self,
+        m: int,
+        weights: dict[str, Tensor],
+        name: str,
+        loader: Iterable[Any],
+        expected: str | None,
+    ) -> str | None:
+        """Keep what the task prepares for checkpoint m; return the digest of the data."""
+        if not self._prepares():
+            self._contexts.append({})
+            return expected
+        digest = SampleDigest()
+        count = 0
+
+        def batches() -> Iterator[tuple[int, Any]]:
+            nonlocal count
+            for segment in loaders.segments(loader, self.device, 2**62):
+                digest.update(batch_tensors(segment.batch), segment.ids)
+                count = segment.stop
+                yield segment.start, segment.batch
+
+        remaining = batches()
+        context = GradientComputer(self._model, self.task, "*").prepare(weights, remaining, m)
+        for _ in remaining:  # the digest is of all samples, however many were looked at
+            pass
+        self._contexts.append({key: tensor.cpu() for key, tensor in context.items()})
+        return _compared(name, digest, expected, count)
+
+
+def _compared(name: str, digest: SampleDigest, expected: str | None, count: int) -> str:
+    """Return the digest of `count` samples; refuse one other than expected."""
+    found = digest.hexdigest()
+    if expected is not None and found != expected:
+        raise changed_data(name, 0, count)
+    return found
 
 
 def _joined(name: str, parts: list[Features]) -> Features:
     """Return features side by side, all finite and of one length."""
     if not parts:
-        return Features(torch.zeros((0, 0)), torch.zeros(0))
+        nothing = torch.zeros((0, 0), dtype=torch.float32, device="cpu")
+        return Features(nothing, nothing.reshape(0))
     lengths = sorted({part.rows.shape[1] for part in parts})
     if len(lengths) != 1:
         raise ValueError(
@@ -205,10 +291,5 @@ def _joined(name: str, parts: list[Features]) -> Features:
     joined = Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     bad = ~(joined.rows.isfinite().all(1) & joined.weight.isfinite())
     if bad.any():
-        found = bad.nonzero()[:, 0].tolist()
-        shown = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
-        raise ValueError(
-            f"{name}: expected samples with finite outputs and features, got NaN or Inf for "
-            f"{len(found)} of them: {shown}"
-        )
+        raise not_finite(name, bad.nonzero()[:, 0].tolist(), "features")
     return joined

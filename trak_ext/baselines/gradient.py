@@ -7,7 +7,7 @@ of f and from Q, as TRAK does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import _check, ops
 from ..gradients import GradientComputer, ParameterChoice
-from ..inputs.checkpoints import Checkpoint
 from ..projector import MAX_PROJ_DIM, MAX_SEED, project
 from ..tasks import Task
 from .base import Baseline, Features
@@ -25,12 +24,13 @@ class GradientBaseline(Baseline):
     """Keeps each sample's gradient, whole or projected.
 
     Args:
-        model, task, checkpoints, params, device, progress: As in `Attributor`.
+        params: Which parameters are differentiated, as in `Attributor`.
         proj_dim: None for exact gradients, which take M x n x P numbers; or features k a sample,
             gradients times R / sqrt(k), whose dot product is an unbiased estimate of the
             gradients' with a relative error of about 1 / sqrt(k).
         kind, seed: Of the projection, as in `trak_ext.project`; checkpoint m has model_id m.
-        chunk_size: As in `Attributor`.
+
+    All other arguments are those of `Baseline`; chunk_size is as in `Attributor`.
     """
 
     def __init__(
@@ -38,23 +38,13 @@ class GradientBaseline(Baseline):
         model: nn.Module,
         task: str | Task,
         *,
-        checkpoints: Sequence[Checkpoint] | None = None,
         proj_dim: int | None = None,
         kind: str = "rademacher",
         seed: int = 0,
         params: ParameterChoice = None,
-        device: str | torch.device | None = None,
-        chunk_size: int | None = None,
-        progress: bool = True,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            model,
-            task,
-            checkpoints=checkpoints,
-            device=device,
-            chunk_size=chunk_size,
-            progress=progress,
-        )
+        super().__init__(model, task, **arguments)
         if proj_dim is not None:
             proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
         self.proj_dim = proj_dim
@@ -62,11 +52,20 @@ class GradientBaseline(Baseline):
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
         self._gradients = GradientComputer(model, self.task, params, self.chunk_size)
 
-    def _features(self, weights: dict[str, Tensor], m: int, batch: Any) -> Iterator[Features]:
-        for part in self._gradients(weights, batch):
+    def _features(
+        self,
+        weights: dict[str, Tensor],
+        m: int,
+        batch: Any,
+        context: Mapping[str, Tensor],
+        index: Tensor,
+    ) -> Iterator[Features]:
+        for part in self._gradients(weights, batch, context, index):
             grads = {name: grad.detach() for name, grad in part.grads.items()}
             if self.proj_dim is None:
-                rows = torch.cat([grad.flatten(1).float() for grad in grads.values()], 1)
+                rows = torch.cat(
+                    [grad.reshape(len(grad), -1).float() for grad in grads.values()], 1
+                )
             else:
                 rows = project(
                     grads, self.proj_dim, kind=self.kind, seed=self.seed, model_id=m

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .. import _check
-from ..gradients.functional import eval_mode
+from ..gradients.functional import FunctionalModel, eval_mode
 from ..inputs.batches import batch_size, map_tensors
-from ..inputs.checkpoints import Checkpoint
 from ..tasks import Task
 from .base import Baseline, Features
 
@@ -29,13 +27,13 @@ class RepresentationSimilarity(Baseline):
     "negative_distance" -|h_i - h_z|. Labels and the loss have no part in it.
 
     Args:
-        model, task, checkpoints, device, progress: As in `Attributor`; the task runs the model.
         module: Name of the submodule, as in named_modules(), that h is taken from; None for the
             last torch.nn.Linear, in the order of named_modules().
         side: "input" (the first positional argument) or "output" of that module. h is flattened
             and must be of one length for all samples.
         similarity: s.
-        chunk_size: Samples taken through the model at a time; None for 256.
+
+    All other arguments are those of `Baseline`, chunk_size None for 256; the task runs the model.
 
     Raises:
         ValueError: a module that there is not, or one that a batch reaches not once.
@@ -46,43 +44,43 @@ class RepresentationSimilarity(Baseline):
         model: nn.Module,
         task: str | Task,
         *,
-        checkpoints: Sequence[Checkpoint] | None = None,
         module: str | None = None,
         side: str = "input",
         similarity: str = "cosine",
-        device: str | torch.device | None = None,
-        chunk_size: int | None = None,
-        progress: bool = True,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            model,
-            task,
-            checkpoints=checkpoints,
-            device=device,
-            chunk_size=chunk_size,
-            progress=progress,
-        )
+        super().__init__(model, task, **arguments)
         self.module = _module_name(model, module)
         self.side = _check.choice("side", side, SIDES)
         self.similarity = _check.choice("similarity", similarity, SIMILARITIES)
 
-    def _features(self, weights: dict[str, Tensor], m: int, batch: Any) -> Iterator[Features]:
+    def _features(
+        self,
+        weights: dict[str, Tensor],
+        m: int,
+        batch: Any,
+        context: Mapping[str, Tensor],
+        index: Tensor,
+    ) -> Iterator[Features]:
         seen: list[Tensor] = []
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             seen.append(_tensor(inputs if self.side == "input" else output, self.module, self.side))
 
-        def model(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(self._model, weights, args, kwargs)
-
+        # One name of each tied weight; the others follow it.
+        owned = [*self._model.named_parameters(), *self._model.named_buffers()]
+        model = FunctionalModel(self._model, {n: weights.get(n, tensor) for n, tensor in owned})
         step = self.chunk_size or _CHUNK
         handle = self._model.get_submodule(self.module).register_forward_hook(hook)
         try:
             with torch.no_grad(), eval_mode(self._model):
                 for start in range(0, batch_size(batch), step):
-                    chunk = map_tensors(lambda t, a=start: t[a : a + step], batch)  # type: ignore[misc]
+                    chunk, positions = map_tensors(
+                        lambda t, a=start: t[a : a + step],  # type: ignore[misc]
+                        (batch, index),
+                    )
                     seen.clear()
-                    weight = self.task(model, chunk).weight
+                    weight = self.task(model, chunk, context, positions).weight
                     if len(seen) != 1 or len(seen[0]) != batch_size(chunk):
                         shapes = [list(tensor.shape) for tensor in seen]
                         raise ValueError(

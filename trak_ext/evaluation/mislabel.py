@@ -89,18 +89,25 @@ def flip_labels(
         raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
         raise ValueError(f"num_classes: expected an integer of at least 2, got {num_classes!r}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if num_classes - 1 > torch.iinfo(labels.dtype).max:
         raise ValueError(
-            f"labels: expected 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
+            f"num_classes: expected no more than labels of {labels.dtype} can tell apart, got "
+            f"{num_classes}"
+        )
+    classes = labels.long()  # wide enough for the sums below
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ValueError(
+            f"labels: expected 0..{num_classes - 1}, got {int(classes.min())}..{int(classes.max())}"
         )
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share: expected a number in [0, 1], got {share}")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    steps = torch.randint(1, num_classes, (len(chosen),), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator, device="cpu")
+    chosen = order[: round(share * len(labels))]
+    steps = torch.randint(1, num_classes, (len(chosen),), generator=generator, device="cpu")
+    steps, chosen = steps.to(labels.device), chosen.to(labels.device)
     flipped = labels.clone()
-    steps, chosen = steps.to(labels), chosen.to(labels.device)
-    flipped[chosen] = (labels[chosen] + steps) % num_classes
+    flipped[chosen] = ((classes[chosen] + steps) % num_classes).to(labels.dtype)
     wrong = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     wrong[chosen] = True
     return flipped, wrong

@@ -86,6 +86,12 @@ class Checkpoints:
     def _complete(self, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a checked state of all the model's names; tied names stand for each other."""
         expected = self._model.state_dict()
+        for key, value in [*state.items(), *self._model.named_buffers()]:
+            given = state.get(key, value)
+            if isinstance(given, Tensor) and given.is_meta:
+                raise ValueError(
+                    f"{name}: expected tensors with values, got {key} on the meta device"
+                )
         first_name: dict[int, str] = {}
         tied: dict[str, list[str]] = {}
         for key, parameter in self._model.named_parameters(remove_duplicate=False):

@@ -12,7 +12,7 @@ def choose_device(model: nn.Module, device: Any = None) -> torch.device:
     """Return a device of this machine: the one asked for, or the model's first parameter's."""
     if device is None:
         parameter = next(model.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        device = "cpu" if parameter is None else parameter.device
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -21,4 +21,6 @@ def choose_device(model: nn.Module, device: Any = None) -> torch.device:
         raise ValueError(
             f"device: expected a torch device of this machine, got {device!r} ({reason})"
         ) from error
+    if found.type == "meta":
+        raise ValueError("device: expected one that tensors have values on, got the meta device")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -67,7 +68,7 @@ def segments(loader: Iterable[Any], device: torch.device, boundary: int) -> Iter
     """Yield samples in order, cut where a sample's number is a multiple of `boundary`.
 
     Batches are cut, never joined: samples of two batches may differ in length. A mapping's
-    "sample_id" (a tensor [B] of integers, or a list of strings or integers) is taken out of it.
+    "sample_id" (a tensor or NumPy array [B], or a list, of strings or integers) is taken out of it.
     """
     position = 0
     with_ids: bool | None = None
@@ -96,11 +97,24 @@ def split_ids(batch: Any) -> tuple[Any, list[SampleId] | None]:
     if not isinstance(batch, Mapping) or ID_KEY not in batch:
         return batch, None
     given = batch[ID_KEY]
-    if isinstance(given, torch.Tensor) and given.dim() == 1 and not given.is_floating_point():
+    if isinstance(given, (torch.Tensor, np.ndarray)):
+        if given.ndim != 1:
+            raise ValueError(f"{ID_KEY}: expected shape [B], got {list(given.shape)}")
         given = given.tolist()
-    if not isinstance(given, (list, tuple)) or not all(type(i) in (int, str) for i in given):
+    if not isinstance(given, (list, tuple)):
         raise TypeError(
-            f"{ID_KEY}: expected integers [B] or a list of strings or integers, got a "
+            f"{ID_KEY}: expected strings or integers as a list, a tensor or an array, got a "
             f"{type(given).__name__}"
         )
-    return {key: value for key, value in batch.items() if key != ID_KEY}, list(given)
+    ids = [_plain_id(value) for value in given]
+    other = [type(value).__name__ for value in ids if type(value) not in (int, str)]
+    if other:
+        raise TypeError(f"{ID_KEY}: expected strings or integers, got a {other[0]}")
+    return {key: value for key, value in batch.items() if key != ID_KEY}, ids
+
+
+def _plain_id(value: Any) -> Any:
+    """Return a NumPy or torch integer, or a NumPy string, as Python's."""
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0):
+        return value.item()
+    return value

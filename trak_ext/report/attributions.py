@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +69,8 @@ class Attributions:
         settings: Mapping[str, Any] | None = None,
         fingerprint: str | None = None,
     ) -> None:
+        if not isinstance(targets, Iterable):
+            raise TypeError(f"targets: expected a list of Items, got {_check.describe(targets)}")
         self.targets = [_item(f"targets[{i}]", item) for i, item in enumerate(targets)]
         if not self.targets:
             raise ValueError("targets: expected at least one Item, got none")
@@ -77,7 +79,7 @@ class Attributions:
             self.targets = list(map(_named, self.targets, names))
         known = {**_sample_ids(proponents), **_sample_ids(opponents)}
         if opponents is None:
-            nothing = torch.empty(len(self.targets), 0)
+            nothing = torch.empty((len(self.targets), 0), dtype=torch.float32, device="cpu")
             opponents = (nothing, nothing.long())
         self.proponents = _ranked("proponents", proponents, len(self.targets))
         self.opponents = _ranked("opponents", opponents, len(self.targets))
@@ -99,6 +101,11 @@ class Attributions:
 
     def _shown_items(self, train_items: Any) -> dict[int, Item]:
         """Return the items of all indices that are shown, in ascending order."""
+        if not callable(train_items) and not hasattr(train_items, "__getitem__"):
+            raise TypeError(
+                "train_items: expected Items by position or a function of it, got "
+                f"{_check.describe(train_items)}"
+            )
         indices = torch.cat([self.proponents.indices.flatten(), self.opponents.indices.flatten()])
         find = train_items if callable(train_items) else train_items.__getitem__
         shown = {}
@@ -198,7 +205,12 @@ def _summaries(lds: Any) -> dict[str, LDSSummary]:
 def _target_lds(values: Any, num_targets: int) -> list[float] | None:
     if values is None:
         return None
-    numbers = [float(value) for value in values]
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"target_lds: expected {num_targets} numbers, one a target, got {values!r}"
+        ) from None
     if len(numbers) != num_targets or any(abs(value) > 1 for value in numbers):
         raise ValueError(
             f"target_lds: expected {num_targets} correlations in [-1, 1], one a target, got "

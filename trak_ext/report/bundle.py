@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .attributions import Attributions, LDSSummary
 from .items import Item
+from .markup import label_text
 
 FORMAT = "trak_ext attributions"
 FORMAT_VERSION = 1
@@ -54,7 +55,7 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
         if item.image is not None:
             tensors[name] = item.image
         fields = {field: getattr(item, field) for field in _ITEM_FIELDS}
-        return {key: _finite(value) for key, value in fields.items() if value is not None}
+        return {key: _shown(value) for key, value in fields.items() if value is not None}
 
     target_lds = attributions.target_lds
     content: dict[str, Any] = {
@@ -174,11 +175,18 @@ def _damaged(path: Path) -> BundleError:
     return BundleError(f"bundle: expected {str(path)!r} as it was written, got other bytes")
 
 
-def _finite(value: Any) -> Any:
-    """Return null for NaN, which JSON cannot hold; infinite labels become text."""
+def _shown(value: Any) -> Any:
+    """Return the text that a page shows for a label that is not finite, as JSON cannot hold it."""
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
+        return label_text(value)
     return value
+
+
+def _finite(value: float) -> float | str | None:
+    """Return a figure as JSON can hold it: null for NaN, text for infinite ones."""
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def _number(value: float | None) -> float:

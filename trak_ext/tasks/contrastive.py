@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,19 +54,42 @@ def clip_task(
     if logit_scale is not None and not logit_scale > 0:
         raise ValueError(f"logit_scale: expected None or a positive number, got {logit_scale!r}")
 
-    def prepare(model: Callable[..., Any], batches: Batches, checkpoint: int) -> dict[str, Tensor]:
-        return _sample_pairs(model, batches, checkpoint, num_negatives, seed)
-
-    def function(
-        model: Callable[..., Any], batch: Any, context: Mapping[str, Tensor], index: Tensor
-    ) -> ModelOutput:
-        image, text = _embeddings(model, batch)
-        return clip_output(image, text, _scale(model, logit_scale), context, index)
-
     given = {"num_negatives": num_negatives, "seed": seed, "logit_scale": logit_scale}
     usual = {"num_negatives": _NEGATIVES, "seed": 0, "logit_scale": None}
     changed = ",".join(f"{name}={value}" for name, value in given.items() if value != usual[name])
-    return Task(f"clip({changed})" if changed else "clip", function, prepare)
+    name = f"clip({changed})" if changed else "clip"
+    return Task(name, _PairOutput(logit_scale), _PairSample(num_negatives, seed))
+
+
+# No closures, so that equal tasks are equal and can be pickled.
+@dataclass(frozen=True)
+class _PairOutput:
+    """The task's function."""
+
+    logit_scale: float | None
+
+    def __call__(
+        self, model: Callable[..., Any], batch: Any, context: Mapping[str, Tensor], index: Tensor
+    ) -> ModelOutput:
+        image, text = _embeddings(model, batch)
+        return clip_output(image, text, _scale(model, self.logit_scale, image), context, index)
+
+
+@dataclass(frozen=True)
+class _PairSample:
+    """The task's prepare: embeddings of the `count` positions with the smallest hashes.
+
+    A hash depends on the position, the checkpoint and the seed alone, so that neither batches nor
+    the length of the data, which is not known before its end, matter.
+    """
+
+    count: int
+    seed: int
+
+    def __call__(
+        self, model: Callable[..., Any], batches: Batches, checkpoint: int
+    ) -> dict[str, Tensor]:
+        return _sample_pairs(model, batches, checkpoint, self.count, self.seed)
 
 
 def clip_output(
@@ -94,11 +118,7 @@ def clip_output(
 def _sample_pairs(
     model: Callable[..., Any], batches: Batches, checkpoint: int, count: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return the embeddings of the `count` positions with the smallest hashes.
-
-    A hash depends on the position, the checkpoint and the seed alone, so that neither batches nor
-    the length of the data, which is not known before its end, matter.
-    """
+    """Return the sample's "positions", "images" and "texts", as `clip_output` takes them."""
     kept: list[tuple[int, int, Tensor, Tensor]] = []  # (-hash, position, ...), largest hash first
     for start, batch in batches:
         positions = np.arange(start, start + batch_size(batch))
@@ -185,9 +205,9 @@ def _two_of(result: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _scale(model: Callable[..., Any], given: float | None) -> Tensor:
+def _scale(model: Callable[..., Any], given: float | None, image: Tensor) -> Tensor:
     if given is not None:
-        return torch.tensor(given)
+        return torch.tensor(given, dtype=image.dtype, device=image.device)
     scale = getattr(model, "logit_scale", None)
     if not isinstance(scale, Tensor) or scale.numel() != 1:
         raise TypeError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs.loaders import ID_KEY
 from .core import ModelOutput
 
 IGNORED = -100  # the label that cross_entropy of torch and Hugging Face models leave out
@@ -52,7 +53,7 @@ def one_row_each(batch: Any, counted: Tensor) -> tuple[Any, Tensor]:
     """Return a batch with one row for each counted part of a sample, and the rows' samples.
 
     Args:
-        batch: A mapping with labels, or (inputs, labels).
+        batch: A mapping with labels and perhaps sample ids, or (inputs, labels).
         counted: bool [B, parts].
 
     Returns:
@@ -61,9 +62,16 @@ def one_row_each(batch: Any, counted: Tensor) -> tuple[Any, Tensor]:
     """
     sample, position = counted.nonzero(as_tuple=True)
     if isinstance(batch, Mapping):
-        repeated = {name: value[sample.to(value.device)] for name, value in batch.items()}
+        repeated = {name: _rows(name, value, sample) for name, value in batch.items()}
         return {**repeated, _POSITION: position}, sample
     return (*(value[sample.to(value.device)] for value in batch), position), sample
+
+
+def _rows(name: str, value: Any, sample: Tensor) -> Any:
+    """Return the rows of a batch's value; ids may be a list."""
+    if name == ID_KEY and not isinstance(value, Tensor):
+        return [value[i] for i in sample.tolist()]
+    return value[sample.to(value.device)]
 
 
 def prediction(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -51,8 +51,7 @@ def _pixel_logits(model: Callable[..., Any], batch: Any) -> tuple[Tensor, Tensor
     args, kwargs, labels = inputs_and_labels(batch)
     logits = prediction(model, args, kwargs)
     check_integers(labels, "[B, ...]", max(labels.dim(), 2))
-    expected = (labels.shape[0], *labels.shape[1:])
-    if (logits.shape[:1] + logits.shape[2:]) != expected or logits.shape[1] < 2:
+    if (logits.shape[:1] + logits.shape[2:]) != labels.shape or logits.shape[1] < 2:
         raise ValueError(
             f"model: expected logits [B, C, ...] for labels {list(labels.shape)}, "
             f"got shape {list(logits.shape)}"
