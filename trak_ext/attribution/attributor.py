@@ -329,17 +329,14 @@ class Attributor:
 def _architecture_digest(model: nn.Module) -> str:
     """Return a digest of what a model is beside its state dict, as far as it can be seen.
 
-    How it prints, less the addresses that functions print with; how many heads modules have; the
-    config of a Hugging Face model; buffers that are not in the state dict. Other plain attributes
-    are not seen.
+    How it prints, less the addresses that functions print with; how many heads modules have; and
+    buffers that are not in the state dict. Other plain attributes are not seen (nor a Hugging Face
+    config, which calls of the model may change).
     """
     text = [re.sub(r"0x[0-9a-fA-F]+", "", repr(model))]
     for name, module in model.named_modules():
         heads = {key: n for key, n in vars(module).items() if "head" in key and type(n) is int}
         text.append(f"{name}{sorted(heads.items())}")
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "to_json_string"):
-        text.append(config.to_json_string())
     kept = model.state_dict()
     hidden = {name: buffer for name, buffer in model.named_buffers() if name not in kept}
     text.append(state_digest(hidden))
