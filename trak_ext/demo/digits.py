@@ -84,7 +84,7 @@ def load_digits_split(num_train: int = 1200, num_test: int = 300, *, seed: int =
             f"num_train and num_test: expected num_train >= 1, num_test >= 0 and a sum of at most "
             f"{len(pixels)}, got {num_train} and {num_test}"
         )
-    order = torch.randperm(len(pixels), generator=_generator(seed))
+    order = torch.randperm(len(pixels), generator=_generator(seed), device="cpu")
     inputs = torch.from_numpy(pixels).float().div(MAX_INTENSITY)[order]
     labels = torch.from_numpy(digits).long()[order]
     mean = inputs[:num_train].mean(0)
@@ -154,9 +154,10 @@ def subset_masks(num_subsets: int, num_train: int, *, alpha: float = 0.5, seed: 
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
     generator = _generator(seed)
-    masks = torch.zeros(num_subsets, num_train, dtype=torch.bool)
+    masks = torch.zeros(num_subsets, num_train, dtype=torch.bool, device="cpu")
     for row in masks:
-        row[torch.randperm(num_train, generator=generator)[: round(alpha * num_train)]] = True
+        order = torch.randperm(num_train, generator=generator, device="cpu")
+        row[order[: round(alpha * num_train)]] = True
     return masks
 
 
@@ -309,8 +310,8 @@ def _train_chunk(
     generators = [_generator(seed) for seed in seeds]
     rates = iter(schedule)
     for _ in range(epochs):
-        shuffles = [torch.randperm(subsets.shape[1], generator=g) for g in generators]
-        order = subsets.gather(1, torch.stack(shuffles))  # [c, s]
+        shuffles = [torch.randperm(subsets.shape[1], generator=g, device="cpu") for g in generators]
+        order = subsets.gather(1, torch.stack(shuffles).to(subsets.device))  # [c, s]
         for index in order.split(batch_size, dim=1):  # [c, b]
             if index.shape[1] == 0:  # an empty subset: the mean loss would be NaN
                 continue
@@ -368,4 +369,4 @@ def _num_models(states: Mapping[str, Tensor]) -> int:
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)

@@ -101,7 +101,7 @@ def load_docstrings_split(
     needed = -(-total // len(packages))
     pools = [package_texts(package, needed + needed // 4 + 8) for package in packages]
     counts = Counter(text.text.lower() for pool in pools for text in pool)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     drawn: list[tuple[Text, int]] = []
     for label, pool in enumerate(pools):
         own = [text for text in pool if counts[text.text.lower()] == 1]
@@ -110,18 +110,20 @@ def load_docstrings_split(
                 f"num_train and num_test: expected at most {len(own)} texts of "
                 f"{packages[label]}, got a sum that needs {needed}"
             )
-        chosen = torch.randperm(len(own), generator=generator)[:needed].tolist()
+        chosen = torch.randperm(len(own), generator=generator, device="cpu")[:needed].tolist()
         drawn.extend((own[i], label) for i in chosen)
     # Class by class in turn, so that both parts hold as many of each; then shuffled apart.
     by_turn = [drawn[label * needed + i] for i in range(needed) for label in range(len(packages))]
     train, test = by_turn[:num_train], by_turn[num_train:total]
-    train = [train[i] for i in torch.randperm(len(train), generator=generator).tolist()]
-    test = [test[i] for i in torch.randperm(len(test), generator=generator).tolist()]
+    train, test = (
+        [part[i] for i in torch.randperm(len(part), generator=generator, device="cpu").tolist()]
+        for part in (train, test)
+    )
     return DocstringSplit(
         [text for text, _ in train],
-        torch.tensor([label for _, label in train], dtype=torch.int64),
+        torch.tensor([label for _, label in train], dtype=torch.int64, device="cpu"),
         [text for text, _ in test],
-        torch.tensor([label for _, label in test], dtype=torch.int64),
+        torch.tensor([label for _, label in test], dtype=torch.int64, device="cpu"),
         packages,
     )
 
@@ -141,8 +143,8 @@ def package_texts(package: str, count: int) -> list[Text]:
     )
     texts: list[Text] = []
     seen: set[str] = set()
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    for index in order:
+    generator = torch.Generator("cpu").manual_seed(0)
+    for index in torch.randperm(len(files), generator=generator, device="cpu").tolist():
         if len(texts) >= count:
             break
         taken = 0

@@ -74,7 +74,7 @@ def choose_targets(labels: Tensor, predictions: Tensor | None = None, count: int
             f"predictions: expected shape {list(labels.shape)} as labels, got "
             f"{list(predictions.shape)}"
         )
-    wrong = torch.zeros(len(labels), dtype=torch.bool)
+    wrong = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     if predictions is not None:
         wrong = (predictions != labels).cpu()
     chosen = wrong.nonzero()[:, 0].tolist()[: min(2, count)]
@@ -85,7 +85,7 @@ def choose_targets(labels: Tensor, predictions: Tensor | None = None, count: int
         lowest = min(range(len(rest)), key=lambda r: (times[r], int(labels[rest[r]]), r))
         chosen.append(rest.pop(lowest))
         seen.append(int(labels[chosen[-1]]))
-    return torch.tensor(chosen, dtype=torch.int64)
+    return torch.tensor(chosen, dtype=torch.int64, device="cpu")
 
 
 def plot_attributions(

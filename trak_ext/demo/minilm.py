@@ -55,7 +55,8 @@ class EncodedTexts(NamedTuple):
 
     def loader(self, batch_size: int = 64) -> list[dict[str, Tensor]]:
         """Return the samples in order, in batches."""
-        return [self.batch(index) for index in torch.arange(len(self.labels)).split(batch_size)]
+        rows = torch.arange(len(self.labels), device=self.labels.device)
+        return [self.batch(index) for index in rows.split(batch_size)]
 
 
 class TopLayers(nn.Module):

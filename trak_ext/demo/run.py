@@ -68,7 +68,7 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
     masks = digits.subset_masks(NUM_SUBSETS, num_train, seed=seed)
 
     with watch.stage("train_checkpoints"):
-        everything = torch.arange(num_train).expand(NUM_CHECKPOINTS, -1)
+        everything = torch.arange(num_train, device="cpu").expand(NUM_CHECKPOINTS, -1)
         seeds = [seed * 10_000 + i for i in range(NUM_CHECKPOINTS)]
         stacked = digits.train_models(
             split.train_inputs,
@@ -116,8 +116,9 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
             )
             baseline.fit(train_loader)
             scores[name] = baseline.attribute(test_loader)
-        generator = torch.Generator().manual_seed(seed)
-        scores["random"] = torch.randn(scores["grad_dot"].shape, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        shape = scores["grad_dot"].shape
+        scores["random"] = torch.randn(shape, generator=generator, device="cpu")
     with watch.stage("evaluate"):
         lds = {name: evaluation.lds(value, masks, outputs) for name, value in scores.items()}
 

@@ -13,9 +13,10 @@ BLOCK_ELEMENTS = 1 << 17  # fp64 numbers in an array of the bootstrap: 1 MiB, wh
 
 def resample_counts(size: int, num_resamples: int, generator: torch.Generator) -> Tensor:
     """How often each of `size` things is drawn in each resample with replacement: [size, R]."""
-    draws = torch.randint(size, (size, num_resamples), generator=generator)
-    ones = torch.ones(1, dtype=torch.float64).expand(size, num_resamples)
-    return torch.zeros(size, num_resamples, dtype=torch.float64).scatter_add_(0, draws, ones)
+    draws = torch.randint(size, (size, num_resamples), generator=generator, device="cpu")
+    ones = torch.ones(1, dtype=torch.float64, device="cpu").expand(size, num_resamples)
+    counts = torch.zeros(size, num_resamples, dtype=torch.float64, device="cpu")
+    return counts.scatter_add_(0, draws, ones)
 
 
 def resampled_means(values: Tensor, num_resamples: int, generator: torch.Generator) -> Tensor:
@@ -24,7 +25,8 @@ def resampled_means(values: Tensor, num_resamples: int, generator: torch.Generat
     means = []
     for start in range(0, num_resamples, width):
         size = (min(width, num_resamples - start), len(values))
-        means.append(values[torch.randint(len(values), size, generator=generator)].mean(1))
+        draws = torch.randint(len(values), size, generator=generator, device="cpu")
+        means.append(values[draws].mean(1))
     return torch.cat(means)
 
 
@@ -54,7 +56,7 @@ def mean_over_targets(
 def central(samples: Tensor) -> tuple[float, float]:
     """The central 95 % of the defined samples [R]; (NaN, NaN) if there are none."""
     tail = (1.0 - COVERAGE) / 2
-    bounds = torch.tensor([tail, 1.0 - tail], dtype=samples.dtype)
+    bounds = torch.tensor([tail, 1.0 - tail], dtype=samples.dtype, device=samples.device)
     low, high = samples.nanquantile(bounds).tolist()
     return low, high
 

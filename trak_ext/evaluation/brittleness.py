@@ -89,17 +89,19 @@ def counterfactual_brittleness(
     seeds = [seed + i for i in range(num_seeds)]
     # Stable, so that a target's removals are nested and equal scores have an order.
     order = scores.detach().cpu().argsort(dim=0, descending=True, stable=True)  # [n, t]
-    everything = torch.ones((num_seeds, num_train), dtype=torch.bool)
+    everything = torch.ones((num_seeds, num_train), dtype=torch.bool, device="cpu")
     before = _predict(retrain, everything, seeds, num_targets, models_at_once)  # [s, t]
 
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.stack([torch.randperm(num_train, generator=generator) for _ in seeds])
-    own = torch.arange(num_targets)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shuffled = torch.stack(
+        [torch.randperm(num_train, generator=generator, device="cpu") for _ in seeds]
+    )
+    own = torch.arange(num_targets, device="cpu")
     flips, flips_random = [], []
     for count in counts:
-        without = torch.ones((num_targets, num_train), dtype=torch.bool)
+        without = torch.ones((num_targets, num_train), dtype=torch.bool, device="cpu")
         without.scatter_(1, order[:count].T, False)
-        share = torch.zeros(num_targets, dtype=torch.float64)
+        share = torch.zeros(num_targets, dtype=torch.float64, device="cpu")
         for i, model_seed in enumerate(seeds):
             after = _predict(
                 retrain, without, [model_seed] * num_targets, num_targets, models_at_once
@@ -111,7 +113,7 @@ def counterfactual_brittleness(
         flips_random.append((after != before).double().mean(0))
 
     def intervals(values: list[Tensor]) -> list[tuple[float, float]]:
-        draws = torch.Generator().manual_seed(seed)
+        draws = torch.Generator("cpu").manual_seed(seed)
         return [central(resampled_means(value, num_resamples, draws)) for value in values]
 
     paired = [a - b for a, b in zip(flips, flips_random, strict=True)]

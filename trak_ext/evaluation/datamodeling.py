@@ -84,18 +84,18 @@ def lds(
             "constant over the subsets, so their correlation is undefined and left out",
             stacklevel=2,
         )
-    per_target = torch.full((len(defined),), torch.nan, dtype=torch.float64)
+    per_target = torch.full((len(defined),), torch.nan, dtype=torch.float64, device="cpu")
     if num_undefined == len(defined):
         nothing = (torch.nan, torch.nan)
         return LDS(torch.nan, per_target, nothing, nothing)
 
     predictions, truth = predictions[defined], truth[defined]
     num_subsets = len(masks)
-    once = torch.ones(num_subsets, 1, dtype=torch.float64)
+    once = torch.ones(num_subsets, 1, dtype=torch.float64, device="cpu")
     correlations = weighted_spearman(predictions, truth, once)[:, 0]  # [t], defined ones only
     per_target[defined] = correlations
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     target_means = resampled_means(correlations, num_resamples, generator)
     counts = resample_counts(num_subsets, num_resamples, generator)
     subset_means = mean_over_targets(weighted_spearman, (predictions, truth), counts)

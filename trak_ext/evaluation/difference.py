@@ -84,17 +84,17 @@ def lds_difference(
             "left out",
             stacklevel=2,
         )
-    per_target = torch.full((len(defined),), torch.nan, dtype=torch.float64)
+    per_target = torch.full((len(defined),), torch.nan, dtype=torch.float64, device="cpu")
     if num_undefined == len(defined):
         nothing = (torch.nan, torch.nan)
         return LDSDifference(torch.nan, per_target, nothing, nothing)
 
     values = (predictions_a[defined], predictions_b[defined], truth[defined])
-    once = torch.ones(len(masks), 1, dtype=torch.float64)
+    once = torch.ones(len(masks), 1, dtype=torch.float64, device="cpu")
     differences = _difference(*values, once)[:, 0]
     per_target[defined] = differences
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     target_means = resampled_means(differences, num_resamples, generator)
     counts = resample_counts(len(masks), num_resamples, generator)
     subset_means = mean_over_targets(_difference, values, counts)

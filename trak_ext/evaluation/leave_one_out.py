@@ -73,7 +73,7 @@ def leave_one_out_correlation(
     predicted = chosen.to("cpu", torch.float64).T.contiguous()  # [t, s]
     truth = changes.detach().to("cpu", torch.float64).T.contiguous()
 
-    once = torch.ones(len(changes), 1, dtype=torch.float64)
+    once = torch.ones(len(changes), 1, dtype=torch.float64, device="cpu")
     per_target = weighted_spearman(predicted, truth, once)[:, 0]
     defined = ~per_target.isnan()
     if not defined.all():
@@ -86,7 +86,7 @@ def leave_one_out_correlation(
     if not defined.any():
         nothing = (torch.nan, torch.nan)
         return LeaveOneOut(torch.nan, per_target, nothing, nothing)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     correlations = per_target[defined]
     target_means = resampled_means(correlations, num_resamples, generator)
     counts = resample_counts(len(changes), num_resamples, generator)
@@ -129,17 +129,17 @@ def leave_one_out_changes(
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds: expected at least one, got none")
-    left_out = torch.arange(num_train)
+    left_out = torch.arange(num_train, device="cpu")
     if samples is not None:
         left_out = _check_samples(samples, num_train)
-    everything = torch.ones((len(seeds), num_train), dtype=torch.bool)
+    everything = torch.ones((len(seeds), num_train), dtype=torch.bool, device="cpu")
     whole = run_retraining(retrain, everything, seeds, None, models_at_once).double()  # [r, t]
-    total = torch.zeros((len(left_out), whole.shape[1]), dtype=torch.float64)
+    total = torch.zeros((len(left_out), whole.shape[1]), dtype=torch.float64, device="cpu")
     for full, seed in zip(whole, seeds, strict=True):
         for start in range(0, len(left_out), models_at_once):
             chosen = left_out[start : start + models_at_once]
-            masks = torch.ones((len(chosen), num_train), dtype=torch.bool)
-            masks[torch.arange(len(chosen)), chosen] = False
+            masks = torch.ones((len(chosen), num_train), dtype=torch.bool, device="cpu")
+            masks.scatter_(1, chosen[:, None], False)
             outputs = run_retraining(
                 retrain, masks, [seed] * len(chosen), len(full), models_at_once
             )

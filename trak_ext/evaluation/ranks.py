@@ -19,7 +19,7 @@ def weighted_ranks(values: Tensor, counts: Tensor) -> Tensor:
     running = counts.new_zeros(num_targets, num_subsets + 1, counts.shape[1])
     torch.cumsum(counts[order], 1, out=running[:, 1:])
     # Rows of `running` as one list, so that a lookup copies whole rows of R numbers.
-    first = torch.arange(num_targets)[:, None] * (num_subsets + 1)
+    first = torch.arange(num_targets, device=values.device)[:, None] * (num_subsets + 1)
     below = (first + torch.searchsorted(ordered, values)).flatten()
     up_to = (first + torch.searchsorted(ordered, values, right=True)).flatten()
     running = running.flatten(0, 1)
