@@ -23,10 +23,11 @@ from ..solved_targets import TopK
 from ..store import SampleId, Shard, open_store
 from ..store.digest import settings_digest, state_digest
 from ..tasks import Task, get_task
+from .contexts import on_device, require_context
 from .estimator import Estimator
 from .features import FeatureMaker
 from .fitted import FittedFeatures
-from .fitting import PartFitter, on_device, require_context
+from .fitting import PartFitter
 from .scores import FittedScores
 from .shard_builder import ShardBuilder, changed_data
 

@@ -47,7 +47,7 @@ class FittedFeatures:
     ) -> None:
         self._store = store
         self._proj_dim = proj_dim
-        self._blocks = blocks
+        self.blocks = blocks
         self.num_checkpoints = num_checkpoints
         self._marks: list[list[Mark]] = []  # of each part and checkpoint
         while parts is None or len(self._marks) < parts:
@@ -95,7 +95,7 @@ class FittedFeatures:
             curvature: The weight of a sample: None for 1, "own" for the checkpoint's R, "mean" for
                 the mean of R over the checkpoints.
         """
-        shape = (self._blocks, self._proj_dim, self._proj_dim)
+        shape = (self.blocks, self._proj_dim, self._proj_dim)
         total = torch.zeros(shape, dtype=torch.float64, device="cpu")
         for part in range(len(self._marks)):
             kernel = self._store.read_kernel(
@@ -149,7 +149,7 @@ class FittedFeatures:
         size = self._marks[part][m].num_samples
         shards = (self._read(m, start, stop, part) for start, stop in self._ranges(size))
         weights = self._curvature(m, curvature, part)
-        return kernel_matrices(shards, self._proj_dim, self._blocks, weights)
+        return kernel_matrices(shards, self._proj_dim, self.blocks, weights)
 
     def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:
         """Yield all samples in order, with the features of the checkpoints (None for all)."""
@@ -178,7 +178,7 @@ class FittedFeatures:
         return list(features.split(self._proj_dim, 1))
 
     def _ranges(self, size: int) -> Iterator[tuple[int, int]]:
-        rows = stores.shard_rows(self._blocks * self._proj_dim)
+        rows = stores.shard_rows(self.blocks * self._proj_dim)
         for start in range(0, size, rows):
             yield start, min(start + rows, size)
 

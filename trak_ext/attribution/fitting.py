@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from .. import store as stores
 from ..inputs import loaders
-from ..inputs.batches import batch_tensors
-from ..store import Context, DirectoryStore, Mark, MemoryStore, Shard, StoreError
-from ..store.digest import SampleDigest
+from ..store import DirectoryStore, Mark, MemoryStore, Shard, StoreError
 from .block_sums import implied_sums
+from .contexts import data_digest, on_device, prepare_context, require_context
 from .damping import fitted_above
 from .features import FeatureMaker
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
@@ -142,42 +141,15 @@ class PartFitter:
         stored = self._store.read_context(m)
         if self._part or finished is not None:
             return on_device(require_context(stored, m), self._device)
-        digest = SampleDigest()
-
-        def batches() -> Iterator[tuple[int, Any]]:
-            for segment in loaders.segments(loader, self._device, 2**62):
-                digest.update(batch_tensors(segment.batch), segment.ids)
-                yield segment.start, segment.batch
-
-        remaining = batches()
-        made = None if stored is not None else computer.prepare(weights, remaining, m)
-        for _ in remaining:  # the digest is of all samples, however many were looked at
-            pass
         if stored is None:
-            assert made is not None
-            stored = Context({name: t.cpu() for name, t in made.items()}, digest.hexdigest())
+            stored, _ = prepare_context(computer, weights, loader, self._device, m)
             self._store.write_context(m, stored)
-        elif stored.data_digest != digest.hexdigest():
+        elif stored.data_digest != data_digest(loader, self._device):
             raise StoreError(
                 f"store: expected one made with the data of train_loader, got what the task "
                 f"prepared for checkpoint {m} from other data (use another folder)"
             )
         return on_device(stored.tensors, self._device)
-
-
-def require_context(context: Context | None, m: int) -> dict[str, Tensor]:
-    """Return the tensors of a stored context, which must be there."""
-    if context is None:
-        raise StoreError(
-            f"store: expected what the task prepared for checkpoint {m}, got none (fit part 0 "
-            "first)"
-        )
-    return context.tensors
-
-
-def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return tensors on a device."""
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

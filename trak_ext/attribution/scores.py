@@ -83,11 +83,10 @@ class FittedScores:
         total = torch.zeros(fitted.num_samples, dtype=torch.float64, device="cpu")
         if fitted.num_samples == 0:
             return total.float()
-        num_terms = 0
         for m in range(fitted.num_checkpoints):
-            for rows, plain, c in self._leverages(m):
+            for _, rows, plain, c in self._leverages(m):
                 total[rows] += plain * c
-                num_terms += rows.start == 0
+        num_terms = fitted.num_checkpoints * fitted.blocks
         return (total / num_terms * fitted.weight()).float()
 
     def factors(self, m: int) -> list[Tensor]:
@@ -100,25 +99,24 @@ class FittedScores:
         """Return the leverage correction of every checkpoint, block and sample: fp32 [M b, n]."""
         if not self._estimator.leverage:
             return None
-        terms = []
-        for m in range(self._fitted.num_checkpoints):
-            for rows, _, c in self._leverages(m):
-                if rows.start == 0:
-                    size = self._fitted.num_samples
-                    terms.append(torch.empty(size, dtype=torch.float32, device="cpu"))
-                terms[-1][rows] = c.float()
-        return torch.stack(terms)
+        fitted = self._fitted
+        shape = (fitted.num_checkpoints * fitted.blocks, fitted.num_samples)
+        coefficients = torch.empty(shape, dtype=torch.float32, device="cpu")
+        for m in range(fitted.num_checkpoints):
+            for b, rows, _, c in self._leverages(m):
+                coefficients[m * fitted.blocks + b, rows] = c.float()
+        return coefficients
 
-    def _leverages(self, m: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield rows, phi_i^T K^-1 phi_i and c_i of them, all of a block before the next block."""
+    def _leverages(self, m: int) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+        """Yield block b, rows, and phi_i^T K^-1 phi_i and c_i of them for checkpoint m."""
         curvature = self._fitted.curvature(m, self._estimator.curvature)
-        for b, factor in enumerate(self.factors(m)):
-            for block in self._fitted.samples([m]):
-                rows = slice(block.start, block.start + len(block.weight))
-                own = None if curvature is None else curvature[rows]
+        factors = self.factors(m)
+        for block in self._fitted.samples([m]):
+            rows = slice(block.start, block.start + len(block.weight))
+            own = None if curvature is None else curvature[rows]
+            for b, (factor, features) in enumerate(zip(factors, block.features, strict=True)):
                 yield (
+                    b,
                     rows,
-                    *self._estimator.leverage_and_coefficients(
-                        factor, block.features[b], own, block.start
-                    ),
+                    *self._estimator.leverage_and_coefficients(factor, features, own, block.start),
                 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _check
+from ..attribution.contexts import on_device, prepare_context
 from ..attribution.shard_builder import changed_data, not_finite
 from ..gradients import GradientComputer
 from ..inputs import loaders
@@ -221,7 +222,7 @@ class Baseline(ABC):
                 weights = self._checkpoints.load(m, self.device)
                 if training:
                     expected = self._prepare(m, weights, name, loader, expected)
-                context = {key: t.to(self.device) for key, t in self._contexts[m].items()}
+                context = on_device(self._contexts[m], self.device)
                 digest = SampleDigest()
                 parts: list[Features] = []
                 count = 0
@@ -236,7 +237,7 @@ class Baseline(ABC):
                     for part in self._features(weights, m, segment.batch, context, index):
                         parts.append(Features(part.rows.float().cpu(), part.weight.float().cpu()))
                     bar.update(count - segment.start)
-                expected = _compared(name, digest, expected, count)
+                expected = _compared(name, digest.hexdigest(), expected, count)
                 features.append(_joined(name, parts))
         return Samples(features, ids or None)
 
@@ -252,27 +253,14 @@ class Baseline(ABC):
         if not self._prepares():
             self._contexts.append({})
             return expected
-        digest = SampleDigest()
-        count = 0
-
-        def batches() -> Iterator[tuple[int, Any]]:
-            nonlocal count
-            for segment in loaders.segments(loader, self.device, 2**62):
-                digest.update(batch_tensors(segment.batch), segment.ids)
-                count = segment.stop
-                yield segment.start, segment.batch
-
-        remaining = batches()
-        context = GradientComputer(self._model, self.task, "*").prepare(weights, remaining, m)
-        for _ in remaining:  # the digest is of all samples, however many were looked at
-            pass
-        self._contexts.append({key: tensor.cpu() for key, tensor in context.items()})
-        return _compared(name, digest, expected, count)
+        computer = GradientComputer(self._model, self.task, "*")
+        context, count = prepare_context(computer, weights, loader, self.device, m)
+        self._contexts.append(context.tensors)
+        return _compared(name, context.data_digest, expected, count)
 
 
-def _compared(name: str, digest: SampleDigest, expected: str | None, count: int) -> str:
+def _compared(name: str, found: str, expected: str | None, count: int) -> str:
     """Return the digest of `count` samples; refuse one other than expected."""
-    found = digest.hexdigest()
     if expected is not None and found != expected:
         raise changed_data(name, 0, count)
     return found
