@@ -70,6 +70,27 @@ TRAK_EXT_DEVICE void wait_copies() {
 #endif
 }
 
+TRAK_EXT_DEVICE void warp_barrier() { __syncwarp(); }
+
+// Core matrices that follow one another in shared memory, 8 rows of 16 bytes each: register i gets
+// bytes 4 t to 4 t + 3 of row g of matrix i.
+TRAK_EXT_DEVICE void load_four_matrices(const char* shared, uint32_t* registers) {
+  const auto from =
+      static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + threadIdx.x % 32 * 16;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(from)
+               : "memory");
+}
+TRAK_EXT_DEVICE void load_two_matrices(const char* shared, uint32_t* registers) {
+  const auto from =
+      static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + threadIdx.x % 16 * 16;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(from)
+               : "memory");
+}
+
 // d[16, 8] += a[16, 16] b[16, 8] over a warp. With g = lane / 4 and t = lane % 4, a register of `a`
 // or `b` holding two bf16, the lower index in the lower half:
 //   a: rows g, g + 8, g, g + 8; columns 2t, 2t + 1 in the first two, 2t + 8, 2t + 9 in the others

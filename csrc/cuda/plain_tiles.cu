@@ -8,8 +8,11 @@ Multiplier plain_multiplier(Kind kind) {
       kPlainThreads,
       kPlainThreads,
       kPlainRows * kStageParams * static_cast<int>(sizeof(float)),
-      {0, 0},
-      kind == Kind::kRademacher ? plain_kernel<Kind::kRademacher> : plain_kernel<Kind::kNormal>};
+      1,
+      0,
+      kind == Kind::kRademacher ? plain_kernel<Kind::kRademacher> : plain_kernel<Kind::kNormal>,
+      nullptr,
+      0};
 }
 
 }  // namespace trak_ext

@@ -70,6 +70,8 @@ void Runner::run_block(int threads, int shared_bytes) {
   shared_bytes_ = shared_bytes;
   cells_.assign(static_cast<size_t>(shared_bytes) / 2 + 1, Cell());
   epoch_ = 0;
+  arrivals_.clear();
+  bulk_.clear();
   fault_.clear();
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = *fibers_[static_cast<size_t>(i)];
@@ -77,6 +79,7 @@ void Runner::run_block(int threads, int shared_bytes) {
     fiber.groups.clear();
     fiber.open.clear();
     fiber.matrix = MatrixState();
+    fiber.seen.clear();
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.data();
     fiber.start.uc_stack.ss_size = kStackBytes;
@@ -89,7 +92,7 @@ void Runner::run_block(int threads, int shared_bytes) {
     for (int i = 0; i < threads; ++i) {
       if (fibers_[static_cast<size_t>(i)]->state <= kReady) ready.push_back(i);
     }
-    if (ready.empty()) break;
+    if (ready.empty() && bulk_.empty()) break;
     // A round: every thread that can run, in a random order, as far as it gets.
     std::shuffle(ready.begin(), ready.end(), random_);
     for (int next : ready) {
@@ -104,6 +107,8 @@ void Runner::run_block(int threads, int shared_bytes) {
                                  std::to_string(current_) + ": " + fault_);
       }
     }
+    land_some();
+    release_arrivals();
     release(kAtBarrier, 0, threads);
     for (int warp = 0; warp < threads; warp += kWarp) {
       release(kAtMultiply, warp, kWarp);
@@ -258,6 +263,7 @@ void Runner::mark_written(Cell& cell, const char* what) {
   cell.writer = current_;
   cell.write_number = ++number_;
   cell.written = true;
+  cell.barrier = -1;
 }
 
 void Runner::write_shared(const void* address, int bytes, int alignment) {

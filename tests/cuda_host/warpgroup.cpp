@@ -85,10 +85,16 @@ uint16_t Runner::read_operand(int64_t at, Reading& reading) {
   Cell& cell = cells_[static_cast<size_t>(at / 2)];
   if (cell.in_flight > 0) refuse("shared memory while a copy to it is under way");
   if (!cell.written) refuse("shared memory that nobody wrote");
-  if (cell.write_epoch == epoch_) refuse("shared memory written since the last barrier");
-  if (fibers_[static_cast<size_t>(cell.writer)]->matrix.published_before_barrier <
-      cell.write_number) {
-    refuse("shared memory that was not published");
+  if (cell.barrier >= 0) {
+    if (!reading.waited(fibers_, cell.barrier, cell.phase)) {
+      refuse("shared memory that a thread has not waited for");
+    }
+  } else {
+    if (cell.write_epoch == epoch_) refuse("shared memory written since the last barrier");
+    if (fibers_[static_cast<size_t>(cell.writer)]->matrix.published_before_barrier <
+        cell.write_number) {
+      refuse("shared memory that was not published");
+    }
   }
   cell.read_epoch = epoch_;
   cell.reader = kMany;
@@ -111,6 +117,7 @@ void Runner::start_multiply(int first) {
   const int64_t start = field(operand, 0) - static_cast<int64_t>(kSharedBase);
   const int64_t summed_bytes = field(operand, 16), row_bytes = field(operand, 32);
   const auto reading = std::make_shared<Reading>();
+  reading->first = first;
   std::vector<double> b(static_cast<size_t>(16 * rows));  // [16, rows]
   for (int k = 0; k < 16; ++k) {
     for (int n = 0; n < rows; ++n) {
