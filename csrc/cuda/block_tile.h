@@ -11,13 +11,13 @@ constexpr int kTileRows = 8;      // rows of the gradients a column of fragments
 
 // The part of a launch that one block makes.
 struct BlockTile {
-  int64_t chunk;    // of the launch
-  int64_t row;      // the first, of the launch
-  int64_t column;   // the first, of the matrix
-  int32_t rows;     // that exist
-  int32_t columns;  // that exist
+  int64_t chunk;        // of the launch
+  int64_t row;          // the first, of the launch
+  int64_t column;       // the first, of the matrix
+  int32_t rows;         // that exist
+  int32_t columns;      // that exist
   const char* operand;  // the chunk's gradients of the tile's rows, as bf16 parts
-  float* partials;  // the tile's first sum; rows are problem.columns apart
+  float* partials;      // the tile's first sum; rows are problem.columns apart
 };
 
 // Tiles of one chunk follow one another, so that blocks that run together read the same gradients.
@@ -36,11 +36,11 @@ TRAK_EXT_DEVICE BlockTile locate_tile(const MultiplyProblem& problem, int tile_r
   tile.column = problem.first_column + column;
   tile.rows = static_cast<int32_t>(rows_left < tile_rows ? rows_left : tile_rows);
   tile.columns = static_cast<int32_t>(columns_left < tile_columns ? columns_left : tile_columns);
-  tile.operand = problem.operand + (tile.chunk * row_tiles + row_tile) *
-                                       operand_chunk_bytes(tile_rows, passes,
-                                                           problem.chunk_superblocks);
-  tile.partials = problem.partials +
-                  (tile.chunk * problem.rows + tile.row) * problem.columns + column;
+  tile.operand =
+      problem.operand + (tile.chunk * row_tiles + row_tile) *
+                            operand_chunk_bytes(tile_rows, passes, problem.chunk_superblocks);
+  tile.partials =
+      problem.partials + (tile.chunk * problem.rows + tile.row) * problem.columns + column;
   return tile;
 }
 

@@ -55,19 +55,24 @@ Multiplier warpgroup_multiplier() {
 // however many rows they serve. Shared memory a block: 99 KiB on sm_86, 89 and 120.
 template <int kPasses>
 Multiplier rademacher_tile(int64_t rows) {
-  if (rows <= 8) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 1, 6, 2>>();
-  if (rows <= 16) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 2, 5, 1>>();
-  return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, 4, 1>>();
+  if (rows <= 8) {
+    // Three passes leave no register for the loop over a slot's stages.
+    constexpr int kSlotStages = kPasses == 3 ? 1 : 4;
+    constexpr int kSlots = kPasses == 3 ? 6 : 3;
+    return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 1, kSlotStages, kSlots, 2>>();
+  }
+  if (rows <= 16) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 2, 2, 3, 1>>();
+  return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, 1, 4, 1>>();
 }
 
 // A normal entry costs some twenty times a sign, so fewer columns and more rows; the most where a
 // block may have the shared memory for them.
 template <int kPasses>
 Multiplier normal_tile(int64_t rows, int64_t shared_limit) {
-  if (rows <= 8) return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 1, 6, 2>>();
-  const Multiplier most = tile_multiplier<TileShape<NormalEntries, kPasses, 2, 8, 3, 1>>();
+  if (rows <= 8) return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 1, 1, 6, 2>>();
+  const Multiplier most = tile_multiplier<TileShape<NormalEntries, kPasses, 2, 8, 1, 3, 1>>();
   if (rows <= 32 || most.shared_bytes > shared_limit) {
-    return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 4, 4, 1>>();
+    return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 4, 1, 4, 1>>();
   }
   return most;
 }

@@ -13,12 +13,13 @@ namespace trak_ext {
 // The shape of a block's tile: 8 warps side by side along the columns, each with kColumnTiles x
 // kRowTiles instructions a step and pass. Shapes differ in speed, never in the order of summing.
 template <template <int> class EntriesOf_, int kPasses_, int kColumnTiles_, int kRowTiles_,
-          int kSlots_, int kBlocksPerSm_>
+          int kSlotStages_, int kSlots_, int kBlocksPerSm_>
 struct TileShape {
   static constexpr int kPasses = kPasses_;
   static constexpr int kColumnTiles = kColumnTiles_;
   static constexpr int kRowTiles = kRowTiles_;
-  static constexpr int kSlots = kSlots_;  // stages in shared memory
+  static constexpr int kSlotStages = kSlotStages_;  // between two barriers
+  static constexpr int kSlots = kSlots_;            // in shared memory
   static constexpr int kBlocksPerSm = kBlocksPerSm_;
   static constexpr int kWarps = 8;
   static constexpr int kThreads = 32 * kWarps;
@@ -33,8 +34,7 @@ struct TileShape {
 
 // Adds a stage's products to `sums`: 8 steps of 16 parameters, each pass after the other.
 template <class Tile>
-TRAK_EXT_DEVICE void multiply_stage(const OperandSlots<Tile>& slots, int stage,
-                                    typename Tile::Entries& entries,
+TRAK_EXT_DEVICE void multiply_stage(const char* operand, typename Tile::Entries& entries,
                                     float (&sums)[Tile::kColumnTiles][Tile::kRowTiles][4]) {
   float products[Tile::kColumnTiles][Tile::kRowTiles][4] = {};
 #pragma unroll Tile::Entries::kStepsUnrolled
@@ -42,7 +42,7 @@ TRAK_EXT_DEVICE void multiply_stage(const OperandSlots<Tile>& slots, int stage,
     uint32_t a[Tile::kColumnTiles][4];
     entries.next_step(a);
     uint32_t b[Tile::kPasses][2][Tile::kRowTiles];
-    slots.load_step(stage, step, b);
+    OperandSlots<Tile>::load_step(operand, step, b);
 #pragma unroll
     for (int n = 0; n < Tile::kRowTiles; ++n) {
 #pragma unroll
@@ -64,7 +64,7 @@ TRAK_EXT_DEVICE void multiply_stage(const OperandSlots<Tile>& slots, int stage,
   }
 }
 
-// While one stage is multiplied later ones are on their way.
+// While one slot's stages are multiplied later ones are on their way.
 template <class Tile>
 TRAK_EXT_KERNEL(Tile::kThreads, Tile::kBlocksPerSm)
 multiply_kernel(TRAK_EXT_KERNEL_ARGUMENT MultiplyProblem problem) {
@@ -73,27 +73,31 @@ multiply_kernel(TRAK_EXT_KERNEL_ARGUMENT MultiplyProblem problem) {
   const ChunkSpan span = locate_chunk(problem, tile.chunk);
   const int warp_column = device::thread_index() / 32 * Tile::kWarpColumns;
   const bool has_columns = warp_column < tile.columns;
-  const int num_stages = span.num_superblocks * kStagesPerSuperblock;
-  typename Tile::Entries entries(
-      problem, tile.column + warp_column + device::thread_index() % 32 / 4,
-      shared + OperandSlots<Tile>::kSharedBytes);
-  const OperandSlots<Tile> slots(tile.operand, num_stages, shared);
+  typename Tile::Entries entries(problem,
+                                 tile.column + warp_column + device::thread_index() % 32 / 4,
+                                 shared + OperandSlots<Tile>::kSharedBytes);
+  constexpr int kSuperblockSlots = kStagesPerSuperblock / Tile::kSlotStages;
+  const int num_slots = span.num_superblocks * kSuperblockSlots;
+  const OperandSlots<Tile> slots(tile.operand, num_slots, shared);
   for (int i = 0; i + 1 < Tile::kSlots; ++i) slots.fetch(i);
 
   float sums[Tile::kColumnTiles][Tile::kRowTiles][4] = {};
-  for (int stage = 0; stage < num_stages; ++stage) {
-    // After this barrier the stage is there for all, and nobody reads the one before any more,
-    // whose slot is filled again.
+#pragma unroll 1
+  for (int slot = 0; slot < num_slots; ++slot) {
+    // After this barrier the slot is there for all, and nobody reads the one before any more, which
+    // is filled again.
     device::wait_copies<Tile::kSlots - 2>();
     device::block_barrier();
-    slots.fetch(stage + Tile::kSlots - 1);
+    slots.fetch(slot + Tile::kSlots - 1);
     if (!has_columns) continue;
-    if (stage % kStagesPerSuperblock == 0) {
-      entries.begin_superblock(span.superblock +
-                               static_cast<uint64_t>(stage / kStagesPerSuperblock));
+    if (slot % kSuperblockSlots == 0) {
+      entries.begin_superblock(span.superblock + static_cast<uint64_t>(slot / kSuperblockSlots));
     }
-    entries.begin_stage();
-    multiply_stage<Tile>(slots, stage, entries, sums);
+#pragma unroll 1
+    for (int stage = 0; stage < Tile::kSlotStages; ++stage) {
+      entries.begin_stage();
+      multiply_stage<Tile>(slots.at(slot, stage), entries, sums);
+    }
   }
   if (has_columns) store_sums<Tile>(tile, problem.columns, warp_column, sums);
 }

@@ -65,7 +65,9 @@ constexpr int kCoreBytes = 128;
 constexpr int kCoreRows = 8;
 
 // Of one step and pass; the two halves follow one another.
-TRAK_EXT_LAW int operand_step_bytes(int tile_rows) { return 2 * tile_rows / kCoreRows * kCoreBytes; }
+TRAK_EXT_LAW int operand_step_bytes(int tile_rows) {
+  return 2 * tile_rows / kCoreRows * kCoreBytes;
+}
 TRAK_EXT_LAW int operand_stage_bytes(int tile_rows, int passes) {
   return kSteps * passes * operand_step_bytes(tile_rows);
 }
@@ -96,7 +98,7 @@ struct MultiplyProblem {
 // A chunk of a launch as parameters of the gradient tensor: its parameter i is first_param + i, and
 // exists for begin <= i < end.
 struct ChunkSpan {
-  uint64_t superblock;     // the chunk's first, counted from the matrix's row 0
+  uint64_t superblock;  // the chunk's first, counted from the matrix's row 0
   int32_t num_superblocks;
   int32_t begin;
   int32_t end;

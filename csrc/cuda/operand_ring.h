@@ -46,9 +46,7 @@ class OperandRing {
   }
 
   // One thread of a warp that has multiplied the stage.
-  TRAK_EXT_DEVICE void release(int stage) const {
-    device::arrive(emptied(stage % Tile::kSlots));
-  }
+  TRAK_EXT_DEVICE void release(int stage) const { device::arrive(emptied(stage % Tile::kSlots)); }
   // One thread: waits until all warps have released the stage, and fills its slot with a later one.
   TRAK_EXT_DEVICE void refill(int stage) const {
     if (stage + Tile::kSlots >= num_stages_) return;

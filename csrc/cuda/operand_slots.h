@@ -1,5 +1,5 @@
 // The operand of a block on its way from global memory, for the warp's matrix instruction: a ring
-// of stages in shared memory, filled by asynchronous copies of all threads.
+// in shared memory, of slots of one or more stages, filled by asynchronous copies of all threads.
 #pragma once
 
 #include "block_tile.h"
@@ -13,22 +13,24 @@ class OperandSlots {
  public:
   static constexpr int kStepBytes = Tile::kPasses * 2 * Tile::kRowTiles * kCoreBytes;
   static constexpr int kStageBytes = kSteps * kStepBytes;
-  static constexpr int kSharedBytes = Tile::kSlots * kStageBytes;
+  static constexpr int kSlotBytes = Tile::kSlotStages * kStageBytes;
+  static constexpr int kSharedBytes = Tile::kSlots * kSlotBytes;
+  static_assert(kStagesPerSuperblock % Tile::kSlotStages == 0, "a chunk is a number of slots");
 
-  TRAK_EXT_DEVICE OperandSlots(const char* operand, int num_stages, char* shared)
-      : from_(operand + 16 * device::thread_index()), num_stages_(num_stages), shared_(shared) {}
+  TRAK_EXT_DEVICE OperandSlots(const char* operand, int num_slots, char* shared)
+      : from_(operand + 16 * device::thread_index()), num_slots_(num_slots), shared_(shared) {}
 
-  // Starts bringing a stage into its slot; past the last stage there is nothing to bring. Every
-  // call is a group of copies, so that groups can be counted.
-  TRAK_EXT_DEVICE void fetch(int stage) const {
-    if (stage < num_stages_) {
-      const char* from = from_ + static_cast<int64_t>(stage) * kStageBytes;
-      char* to = slot_of(stage) + 16 * device::thread_index();
+  // Starts filling a slot of the chunk; past the last there is nothing to bring. Every call is a
+  // group of copies, so that groups can be counted.
+  TRAK_EXT_DEVICE void fetch(int slot) const {
+    if (slot < num_slots_) {
+      const char* from = from_ + static_cast<int64_t>(slot) * kSlotBytes;
+      char* to = at(slot, 0) + 16 * device::thread_index();
       constexpr int kPieceBytes = 16 * Tile::kThreads;
 #pragma unroll
-      for (int before = 0; before < kStageBytes; before += kPieceBytes) {
-        if (before + kPieceBytes <= kStageBytes ||
-            before + 16 * device::thread_index() < kStageBytes) {
+      for (int before = 0; before < kSlotBytes; before += kPieceBytes) {
+        if (before + kPieceBytes <= kSlotBytes ||
+            before + 16 * device::thread_index() < kSlotBytes) {
           device::copy_async<16>(to + before, from + before);
         }
       }
@@ -36,10 +38,15 @@ class OperandSlots {
     device::commit_copies();
   }
 
+  // Where a stage of a slot of the chunk is.
+  TRAK_EXT_DEVICE char* at(int slot, int stage) const {
+    return shared_ + static_cast<unsigned>(slot) % Tile::kSlots * kSlotBytes + stage * kStageBytes;
+  }
+
   // The fragments of a step of a stage, b[pass][register][eight rows]: a core matrix a register.
-  TRAK_EXT_DEVICE void load_step(int stage, int step,
-                                 uint32_t (&b)[Tile::kPasses][2][Tile::kRowTiles]) const {
-    const char* from = slot_of(stage) + step * kStepBytes;
+  TRAK_EXT_DEVICE static void load_step(const char* stage, int step,
+                                        uint32_t (&b)[Tile::kPasses][2][Tile::kRowTiles]) {
+    const char* from = stage + step * kStepBytes;
     constexpr int kMatrices = Tile::kPasses * 2 * Tile::kRowTiles;
     uint32_t* registers = &b[0][0][0];
 #pragma unroll
@@ -52,12 +59,8 @@ class OperandSlots {
   }
 
  private:
-  TRAK_EXT_DEVICE char* slot_of(int stage) const {
-    return shared_ + static_cast<unsigned>(stage) % Tile::kSlots * kStageBytes;
-  }
-
   const char* const from_;  // this thread's first piece
-  const int num_stages_;
+  const int num_slots_;
   char* const shared_;
 };
 

@@ -59,8 +59,8 @@ plain_kernel(TRAK_EXT_KERNEL_ARGUMENT MultiplyProblem problem) {
       const int param = stage * kStageParams + i % kStageParams;
       float value = 0.0f;
       if (row < tile.rows && param >= span.begin && param < span.end) {
-        const uint64_t source = element_address(
-            problem.grad, problem.first_row + tile.row + row, span.first_param + param);
+        const uint64_t source = element_address(problem.grad, problem.first_row + tile.row + row,
+                                                span.first_param + param);
         value = load_element(reinterpret_cast<const char*>(source), problem.grad.dtype);
       }
       device::store_shared<float>(staged + i, value);

@@ -45,9 +45,8 @@ Multiplier choose_multiplier(CudaPath path, Kind kind, int passes, int64_t rows,
 int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit) {
   const int64_t rows = problem.rows, columns = problem.proj_dim;
   if (rows == 0 || columns == 0) return 0;
-  // Any path's tiles: as many rows as the batch rounded up to a power of two, or the most.
-  int tile_rows = kCoreRows;
-  while (tile_rows < rows && tile_rows < kTileRowsMax) tile_rows *= 2;
+  // At least the rows that any path's tile has for this batch.
+  const int tile_rows = rows <= 8 ? 8 : rows <= 32 ? 32 : kTileRowsMax;
   int64_t least = 0;
   double wanted = 0;
   for (int64_t i = 0; i < problem.num_grads; ++i) {

@@ -42,8 +42,7 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // Bytes of a chunk's gradients as bf16 parts.
 inline int64_t chunk_operand_bytes(const ChunkCut& cut, int64_t rows, int tile_rows, int passes) {
-  return divide_up(rows, tile_rows) *
-         operand_chunk_bytes(tile_rows, passes, cut.chunk_superblocks);
+  return divide_up(rows, tile_rows) * operand_chunk_bytes(tile_rows, passes, cut.chunk_superblocks);
 }
 
 // The least workspace that a projection can be cut to: one chunk of one tile.
@@ -149,15 +148,18 @@ inline void run_rows(const Multiplier& multiplier, MultiplyProblem problem, int6
       for (int64_t column = 0; column < proj_dim; column += shape.columns) {
         problem.first_column = column;
         problem.columns = std::min(shape.columns, proj_dim - column);
-        device::launch(multiplier.kernel,
-                       problem.chunks * row_tiles *
-                           divide_up(problem.columns, multiplier.tile_columns),
-                       multiplier.threads, multiplier.shared_bytes, stream, problem);
+        device::launch(
+            multiplier.kernel,
+            problem.chunks * row_tiles * divide_up(problem.columns, multiplier.tile_columns),
+            multiplier.threads, multiplier.shared_bytes, stream, problem);
         const int64_t outputs = problem.rows * problem.columns;
-        const AddProblem add = {problem.partials, problem.chunks, problem.rows, problem.columns,
-                                {out.data + problem.first_row * out.row_stride +
-                                     column * out.column_stride,
-                                 out.row_stride, out.column_stride}};
+        const AddProblem add = {
+            problem.partials,
+            problem.chunks,
+            problem.rows,
+            problem.columns,
+            {out.data + problem.first_row * out.row_stride + column * out.column_stride,
+             out.row_stride, out.column_stride}};
         device::launch(add_partials_kernel, divide_up(outputs, kAddThreads), kAddThreads, 0, stream,
                        add);
       }

@@ -39,8 +39,8 @@ class GradientSplitter {
   TRAK_EXT_DEVICE GradientSplitter(const SplitProblem& split, char* shared)
       : split_(split), shared_(shared) {
     const MultiplyProblem& problem = split.problem;
-    row_groups_ = (problem.rows + split.tile_rows - 1) / split.tile_rows * split.tile_rows /
-                  kCoreRows;
+    row_groups_ =
+        (problem.rows + split.tile_rows - 1) / split.tile_rows * split.tile_rows / kCoreRows;
     const int64_t index = device::block_index();
     const int64_t superblock = index % (problem.chunks * problem.chunk_superblocks);
     group_ = index / (problem.chunks * problem.chunk_superblocks);
@@ -124,9 +124,9 @@ class GradientSplitter {
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int element = before + i * kSplitGradientsThreads + device::thread_index();
-        device::store_shared<float>(shared_ + 4 * (element / kSuperblockParams * kPitch +
-                                                   element % kSuperblockParams),
-                                    values[i]);
+        device::store_shared<float>(
+            shared_ + 4 * (element / kSuperblockParams * kPitch + element % kSuperblockParams),
+            values[i]);
       }
     }
   }
@@ -154,10 +154,10 @@ class GradientSplitter {
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
       const int quad = i * kSplitGradientsThreads + device::thread_index();
-      const Words4 words = {{law_bits(values[i][0]), law_bits(values[i][1]),
-                             law_bits(values[i][2]), law_bits(values[i][3])}};
-      device::store_shared<Words4>(
-          shared_ + 4 * (quad / kRowQuads * kPitch + quad % kRowQuads * 4), words);
+      const Words4 words = {{law_bits(values[i][0]), law_bits(values[i][1]), law_bits(values[i][2]),
+                             law_bits(values[i][3])}};
+      device::store_shared<Words4>(shared_ + 4 * (quad / kRowQuads * kPitch + quad % kRowQuads * 4),
+                                   words);
     }
   }
 

@@ -55,12 +55,17 @@ TRAK_EXT_DEVICE void publish_operand() {
 #endif
 }
 
-// Before a multiplication whose registers `a` or `d` were touched since the last one.
-template <int kRowTiles>
-TRAK_EXT_DEVICE void begin_multiply(uint32_t (&a)[4], float (& /*d*/)[kRowTiles][4]) {
+// Before multiplications whose registers `a` or `d` were touched since the last one.
+template <int kCount, int kRowTiles>
+TRAK_EXT_DEVICE void begin_multiply(uint32_t (&a)[kCount][4], float (& /*d*/)[kRowTiles][4]) {
 #if defined(TRAK_EXT_WARPGROUPS)
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; ++i) {
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+  }
   asm volatile("wgmma.fence.sync.aligned;"
-               : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+               : "+r"(a[kCount - 1][0]), "+r"(a[kCount - 1][1]), "+r"(a[kCount - 1][2]),
+                 "+r"(a[kCount - 1][3])::"memory");
 #endif
 }
 
@@ -149,10 +154,10 @@ TRAK_EXT_DEVICE void arrive(char* barrier) {
 // Arrives, and has the phase wait for so many bytes of copies too.
 TRAK_EXT_DEVICE void expect_bytes(char* barrier, int bytes) {
 #if defined(TRAK_EXT_WARPGROUPS)
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 #endif
 }
 // Starts a copy of consecutive bytes, a multiple of 16 at multiples of 16.

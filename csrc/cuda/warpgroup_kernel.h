@@ -28,8 +28,9 @@ struct WarpgroupTile {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpColumns = kColumnTiles * kTileColumns;
   static constexpr int kColumns = kWarps * kWarpColumns;
-  // Steps whose signs are in registers, in use or in the making.
-  static constexpr int kStepsAhead = 2;
+  // Steps whose instructions are started together. Warps of a warpgroup wait for one another at
+  // every start, which is short beside two instructions of few rows.
+  static constexpr int kGroupSteps = EntriesOf_<1>::kStepsUnrolled < kSteps ? 1 : 2;
   template <int kTiles>
   using EntriesOf = EntriesOf_<kTiles>;
   using Entries = EntriesOf<kColumnTiles>;
@@ -46,14 +47,16 @@ TRAK_EXT_DEVICE void clear(float (&values)[kRowTiles][4]) {
 }
 
 // Adds a stage's products to `sums`, a column tile after the other: 8 steps of 16 parameters, each
-// pass after the other. The registers of a step are made anew when no instruction has them any
-// more; while they are made the step before is multiplied.
+// pass after the other. Steps go in groups, and the registers of a group are made anew when no
+// instruction has them any more; while they are made the group before is multiplied.
 template <class Tile>
 TRAK_EXT_DEVICE void multiply_operand(uint64_t operand, typename Tile::Entries& entries,
                                       float (&sums)[Tile::kColumnTiles][Tile::kRowTiles][4]) {
-  constexpr int kAhead = Tile::kStepsAhead;
-  constexpr int kUnrolled =
-      Tile::Entries::kStepsUnrolled > kAhead ? Tile::Entries::kStepsUnrolled : kAhead;
+  constexpr int kGroup = Tile::kGroupSteps;
+  constexpr int kAhead = 2;
+  constexpr int kUnrolled = Tile::Entries::kStepsUnrolled > kAhead * kGroup
+                                ? Tile::Entries::kStepsUnrolled
+                                : kAhead * kGroup;
   constexpr bool kSetsFirst = kUnrolled == kSteps;
 #pragma unroll
   for (int m = 0; m < Tile::kColumnTiles; ++m) {
@@ -61,20 +64,25 @@ TRAK_EXT_DEVICE void multiply_operand(uint64_t operand, typename Tile::Entries& 
     // The first instruction may set rather than add; in a loop ptxas follows the registers only if
     // they were set before it.
     if constexpr (!kSetsFirst) clear(products);
-    uint32_t a[kAhead][4];
+    uint32_t a[kAhead][kGroup][4];
 #pragma unroll 1
     for (int first = 0; first < kSteps; first += kUnrolled) {
 #pragma unroll
-      for (int i = 0; i < kUnrolled; ++i) {
-        const int step = first + i;
+      for (int i = 0; i < kUnrolled / kGroup; ++i) {
+        uint32_t (&group)[kGroup][4] = a[i % kAhead];
         device::wait_multiplied<kAhead - 1>();
-        entries.tile_step(m, step, a[i % kAhead]);
-        device::begin_multiply(a[i % kAhead], products);
 #pragma unroll
-        for (int pass = 0; pass < Tile::kPasses; ++pass) {
-          device::multiply_async<Tile::kRows>(products, a[i % kAhead],
-                                              OperandRing<Tile>::step_of(operand, step, pass),
-                                              !kSetsFirst || step + pass > 0);
+        for (int j = 0; j < kGroup; ++j) entries.tile_step(m, first + i * kGroup + j, group[j]);
+        device::begin_multiply(group, products);
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          const int step = first + i * kGroup + j;
+#pragma unroll
+          for (int pass = 0; pass < Tile::kPasses; ++pass) {
+            device::multiply_async<Tile::kRows>(products, group[j],
+                                                OperandRing<Tile>::step_of(operand, step, pass),
+                                                !kSetsFirst || step + pass > 0);
+          }
         }
         device::commit_multiplied();
       }
@@ -97,9 +105,9 @@ TRAK_EXT_DEVICE void multiply_with_warpgroups(const MultiplyProblem& problem) {
   const int warpgroup_columns = 4 * Tile::kWarpColumns;
   const bool has_columns = device::warpgroup_index() * warpgroup_columns < tile.columns;
   const int num_stages = span.num_superblocks * kStagesPerSuperblock;
-  typename Tile::Entries entries(
-      problem, tile.column + warp_column + device::thread_index() % 32 / 4,
-      shared + OperandRing<Tile>::kSharedBytes);
+  typename Tile::Entries entries(problem,
+                                 tile.column + warp_column + device::thread_index() % 32 / 4,
+                                 shared + OperandRing<Tile>::kSharedBytes);
   const OperandRing<Tile> ring(tile.operand, num_stages, shared);
   const bool is_first = device::thread_index() == 0;
   if (is_first) {

@@ -107,9 +107,9 @@ inline uint64_t move_operand(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes >> 4);
 }
 inline void publish_operand() { Runner::get().publish_operand(); }
-template <int kRowTiles>
-void begin_multiply(uint32_t (&a)[4], float (&d)[kRowTiles][4]) {
-  Runner::get().begin_multiply(a, d[0]);
+template <int kCount, int kRowTiles>
+void begin_multiply(uint32_t (&a)[kCount][4], float (&d)[kRowTiles][4]) {
+  Runner::get().begin_multiply(a[0], kCount, d[0]);
 }
 template <int kRows>
 void multiply_async(float (&d)[kRows / 8][4], const uint32_t (&a)[4], uint64_t b, bool add) {

@@ -69,7 +69,7 @@ struct MatrixState {
   // What the last fence of registers saw.
   const float* fenced_d = nullptr;
   const uint32_t* fenced_a = nullptr;
-  uint32_t fenced_values[4] = {};
+  std::vector<uint32_t> fenced_values;  // four an instruction
   // Sums that the thread may not see yet, by where they will be.
   std::map<float*, std::vector<float>> hidden;
   std::vector<std::vector<Product>> groups;  // committed, the oldest first

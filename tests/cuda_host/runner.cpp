@@ -87,10 +87,21 @@ void Runner::run_block(int threads, int shared_bytes) {
     makecontext(&fiber.start, enter, 0);
   }
   std::vector<int> ready(static_cast<size_t>(threads));
+  // One warpgroup may fall behind the others as far as they let it.
+  const int slow = static_cast<int>(random_() % static_cast<unsigned>(threads / kWarpgroup + 1));
   while (true) {
     ready.clear();
+    const bool rests = random_() % 8 != 0;
+    bool others = false;
     for (int i = 0; i < threads; ++i) {
-      if (fibers_[static_cast<size_t>(i)]->state <= kReady) ready.push_back(i);
+      if (fibers_[static_cast<size_t>(i)]->state > kReady) continue;
+      others |= i / kWarpgroup != slow;
+      ready.push_back(i);
+    }
+    if (others && rests) {
+      ready.erase(
+          std::remove_if(ready.begin(), ready.end(), [&](int i) { return i / kWarpgroup == slow; }),
+          ready.end());
     }
     if (ready.empty() && bulk_.empty()) break;
     // A round: every thread that can run, in a random order, as far as it gets.

@@ -41,7 +41,7 @@ class Runner {
   // The warpgroup's matrix instruction (warpgroup.cpp).
   uint64_t describe_operand(const void* shared, int summed_bytes, int row_bytes);
   void publish_operand();
-  void begin_multiply(const uint32_t* a, const float* d);
+  void begin_multiply(const uint32_t* a, int count, const float* d);
   void multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add);
   void commit_multiplied();
   void wait_multiplied(int pending);

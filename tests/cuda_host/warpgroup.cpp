@@ -49,17 +49,19 @@ void Runner::publish_operand() {
   fibers_[static_cast<size_t>(current_)]->matrix.published = ++number_;
 }
 
-void Runner::begin_multiply(const uint32_t* a, const float* d) {
+void Runner::begin_multiply(const uint32_t* a, int count, const float* d) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
   matrix.fenced_a = a;
   matrix.fenced_d = d;
-  std::memcpy(matrix.fenced_values, a, sizeof(matrix.fenced_values));
+  matrix.fenced_values.assign(a, a + 4 * count);
 }
 
 void Runner::multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
-  if (matrix.fenced_a != a ||
-      std::memcmp(matrix.fenced_values, a, sizeof(matrix.fenced_values)) != 0) {
+  const std::ptrdiff_t at = a - matrix.fenced_a;
+  if (matrix.fenced_a == nullptr || at < 0 || at % 4 != 0 ||
+      at >= static_cast<std::ptrdiff_t>(matrix.fenced_values.size()) ||
+      std::memcmp(matrix.fenced_values.data() + at, a, 4 * sizeof(uint32_t)) != 0) {
     fault("a matrix instruction whose first operand changed since the last fence");
   }
   const auto hidden = matrix.hidden.find(d);
