@@ -35,10 +35,14 @@ template <class T>
 TRAK_EXT_DEVICE void store_shared(void* address, T value) {
   *static_cast<T*>(address) = value;
 }
+// That an address is global is said by a cast from that space, of a number that the compiler cannot
+// look into: __isGlobal, which leaves it free to fold offsets, tells it nothing where a pointer was
+// made of an integer, and then a load is the generic, slower instruction.
 template <class T>
 TRAK_EXT_DEVICE T load_global(const void* address) {
-  __builtin_assume(__isGlobal(address));
-  return *static_cast<const T*>(address);
+  size_t number = __cvta_generic_to_global(address);
+  asm("" : "+l"(number));
+  return *static_cast<const T*>(__cvta_global_to_generic(number));
 }
 template <class T>
 TRAK_EXT_DEVICE void store_global(void* address, T value) {
