@@ -41,15 +41,19 @@ TRAK_EXT_DEVICE void multiply_stage(const char* operand, typename Tile::Entries&
   for (int step = 0; step < kSteps; ++step) {
     uint32_t a[Tile::kColumnTiles][4];
     entries.next_step(a);
-    uint32_t b[Tile::kPasses][2][Tile::kRowTiles];
-    OperandSlots<Tile>::load_step(operand, step, b);
+    constexpr int kAtOnce = OperandSlots<Tile>::kPassesAtOnce;
 #pragma unroll
-    for (int n = 0; n < Tile::kRowTiles; ++n) {
+    for (int first = 0; first < Tile::kPasses; first += kAtOnce) {
+      uint32_t b[kAtOnce][2][Tile::kRowTiles];
+      OperandSlots<Tile>::load_passes(operand, step, first, b);
 #pragma unroll
-      for (int pass = 0; pass < Tile::kPasses; ++pass) {
+      for (int pass = 0; pass < kAtOnce; ++pass) {
 #pragma unroll
-        for (int m = 0; m < Tile::kColumnTiles; ++m) {
-          device::multiply_bf16(products[m][n], a[m], b[pass][0][n], b[pass][1][n]);
+        for (int n = 0; n < Tile::kRowTiles; ++n) {
+#pragma unroll
+          for (int m = 0; m < Tile::kColumnTiles; ++m) {
+            device::multiply_bf16(products[m][n], a[m], b[pass][0][n], b[pass][1][n]);
+          }
         }
       }
     }

@@ -43,19 +43,21 @@ class OperandSlots {
     return shared_ + static_cast<unsigned>(slot) % Tile::kSlots * kSlotBytes + stage * kStageBytes;
   }
 
-  // The fragments of a step of a stage, b[pass][register][eight rows]: a core matrix a register.
-  TRAK_EXT_DEVICE static void load_step(const char* stage, int step,
-                                        uint32_t (&b)[Tile::kPasses][2][Tile::kRowTiles]) {
-    const char* from = stage + step * kStepBytes;
-    constexpr int kMatrices = Tile::kPasses * 2 * Tile::kRowTiles;
+  // Passes whose fragments are loaded together: core matrices come by twos or fours.
+  static constexpr int kPassesAtOnce = Tile::kRowTiles == 1 && Tile::kPasses == 2 ? 2 : 1;
+
+  // The fragments of a step of a stage from pass `first` on, b[pass][register][eight rows]: a core
+  // matrix a register.
+  TRAK_EXT_DEVICE static void load_passes(const char* stage, int step, int first,
+                                          uint32_t (&b)[kPassesAtOnce][2][Tile::kRowTiles]) {
+    constexpr int kMatrices = kPassesAtOnce * 2 * Tile::kRowTiles;
+    const char* from = stage + step * kStepBytes + first * 2 * Tile::kRowTiles * kCoreBytes;
     uint32_t* registers = &b[0][0][0];
 #pragma unroll
     for (int i = 0; i + 4 <= kMatrices; i += 4) {
       device::load_four_matrices(from + i * kCoreBytes, registers + i);
     }
-    if constexpr (kMatrices % 4 == 2) {
-      device::load_two_matrices(from + (kMatrices - 2) * kCoreBytes, registers + kMatrices - 2);
-    }
+    if constexpr (kMatrices == 2) device::load_two_matrices(from, registers);
   }
 
  private:

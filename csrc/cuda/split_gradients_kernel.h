@@ -171,7 +171,7 @@ class GradientSplitter {
 };
 
 template <template <int> class EntriesOf, int kPasses>
-TRAK_EXT_KERNEL(kSplitGradientsThreads, 4)
+TRAK_EXT_KERNEL(kSplitGradientsThreads, 6)
 split_gradients_kernel(TRAK_EXT_KERNEL_ARGUMENT SplitProblem split) {
   const GradientSplitter<EntriesOf, kPasses> splitter(split, device::shared_memory());
   if (!splitter.exists()) return;
