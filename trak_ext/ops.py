@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _check
+from . import _C, _check, cuda_paths
 from .runtime import get_num_threads
 
 KINDS = {"rademacher": 0, "normal": 1}
@@ -110,6 +110,7 @@ def project_(
     if out.device.type == "cpu":
         _C.project(views, *output, *law, PRECISIONS[precision], get_num_threads())
         return
+    path = cuda_paths.projection_path(out.device, rows)
     size = _C.cuda_workspace_bytes(views, rows, proj_dim, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
     _C.cuda_project(
@@ -117,6 +118,7 @@ def project_(
         *output,
         *law,
         PRECISIONS[precision],
+        path,
         workspace.data_ptr(),
         size,
         *cuda_queue(out.device),
