@@ -52,7 +52,7 @@ class Slot(NamedTuple):
 
 
 class Memory:
-    """Tensors in one buffer, so that they travel in one copy; around them all bytes are 255."""
+    """Tensors in one buffer of the device; around them all bytes are 255."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -67,7 +67,10 @@ class Memory:
         strides: tuple[int, ...] | None = None,
         start: int = 0,
     ) -> Slot:
-        """Reserve a place, `start` bytes after a multiple of 16."""
+        """Reserve a place, `start` bytes after a multiple of 16.
+
+        Where values have fewer rows than the place, they are the base rows of all others.
+        """
         if strides is None:
             strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         slot = Slot(self._size + start, dtype, shape, strides)
@@ -82,14 +85,21 @@ class Memory:
             self._known[key] = make()
         return self._known[key]
 
-    def build(self) -> Tensor:
-        """Return the buffer with its values, on the host."""
-        buffer = torch.full((self._size,), 255, dtype=torch.uint8, device=CPU)
+    def build(self, kernels: Any) -> Tensor:
+        """Return the buffer with its values: each tensor is sent once and spread on the device."""
+        buffer = torch.full((self._size,), 255, dtype=torch.uint8, device=kernels.device)
+        there: dict[Any, Tensor] = {}
         for slot, values in self._values:
-            if isinstance(values, Tensor):
-                slot.view(buffer).copy_(values)
-            else:
-                slot.view(buffer).fill_(values)
+            place = slot.view(buffer)
+            if not isinstance(values, Tensor):
+                place.fill_(values)
+                continue
+            rows = slot.shape[0]
+            key = (id(values), rows)
+            if key not in there:
+                sent = there.setdefault((id(values), 0), kernels.send(values))
+                there[key] = sent if rows == values.shape[0] else spread(sent, rows)
+            place.copy_(there[key])
         return buffer
 
 
@@ -124,7 +134,7 @@ def run_cases(kernels: Any, path: str, cases: Iterable[Case]) -> list[str | None
     for case in cases:
         case.reserve(inputs, outputs)
     with kernels.stream():
-        there, back = kernels.send(inputs.build()), kernels.send(outputs.build())
+        there, back = inputs.build(kernels), outputs.build(kernels)
         for case in cases:
             case.launch(kernels, path, there, back)
         made = kernels.fetch(back)
@@ -136,9 +146,11 @@ def describe_difference(
 ) -> str | None:
     """Return a clause about the first entry [row, column] that is wrong, None if none is."""
     if bound is None:
+        if torch.equal(got, expected):
+            return None
         wrong = ~(got == expected)
     else:
-        wrong = ~((got.double() - expected.double()).abs() <= bound)
+        wrong = ~((got - expected).abs() <= bound)
     if not bool(wrong.any()):
         return None
     row, column = divmod(int(wrong.flatten().to(torch.uint8).argmax()), wrong.shape[1])
@@ -148,11 +160,19 @@ def describe_difference(
     )
 
 
+@functools.cache
+def _hashes(seed: int, count: int) -> Tensor:
+    """Return numbers below 2^32 that look random: a hash (lowbias32) of seed and place."""
+    x = torch.arange(count, dtype=torch.int64, device=CPU) + (seed << 20)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x2C1B3C6D)):
+        x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
 def integers(seed: int, shape: tuple[int, ...], largest: int) -> Tensor:
-    """Return integers from -largest to largest, the same ones always, as fp32."""
-    generator = torch.Generator(device=CPU).manual_seed(seed)
-    drawn = torch.randint(-largest, largest + 1, shape, generator=generator, device=CPU)
-    return drawn.to(torch.float32)
+    """Return integers from -largest to largest as fp32; torch's generators stay untouched."""
+    drawn = (_hashes(seed, math.prod(shape)) * (2 * largest + 1) >> 32) - largest
+    return drawn.to(torch.float32).view(shape)
 
 
 # --- Projections ----------------------------------------------------------------------------------
@@ -201,15 +221,23 @@ def base_rows(name: str) -> Tensor:
     return rows
 
 
-def row_scales(rows: int) -> Tensor:
-    """Return what each row is of its base row, [rows, 1]: another power of two every 8 rows."""
-    group = torch.arange(rows, device=CPU) // BASE_ROWS
-    return (2.0 ** (group % 9 - 4) * (1 - 2 * (group % 2)))[:, None].to(torch.float32)
+@functools.cache
+def _group_scales(groups: int, device: torch.device) -> Tensor:
+    group = torch.arange(groups, dtype=torch.float32, device=CPU)
+    return (2.0 ** (group % 9 - 4) * (1 - 2 * (group % 2)))[:, None, None].to(device)
 
 
 def spread(base: Tensor, rows: int) -> Tensor:
-    """Return `rows` rows of the 8."""
-    return base.repeat(-(-rows // BASE_ROWS), 1)[:rows] * row_scales(rows)
+    """Return `rows` rows [rows, n] of the 8: those of every next 8 times another power of two."""
+    scales = _group_scales(-(-rows // BASE_ROWS), base.device).to(base.dtype)
+    return (base * scales).flatten(0, 1)[:rows]
+
+
+@functools.cache
+def tolerances(name: str) -> Tensor:
+    """Return what a normal projection of each base row may be off, [8, 1]."""
+    norms = base_rows(name).norm(dim=1, keepdim=True)
+    return NORMAL_TOLERANCE * math.sqrt(VALUES[name].params) * norms
 
 
 _answers: dict[tuple[str, str], Tensor] = {}
@@ -244,7 +272,7 @@ def place_gradients(
     """Reserve a place for `rows` rows of gradients, [rows, params]."""
     params, offset = VALUES[name]
     size = dtype.itemsize
-    values = spread(base_rows(name), rows)
+    values = base_rows(name)
     if layout == "strided":
         return memory.place((rows, params), dtype, values, (1, rows + 1))
     pitch = -(-params // 16) * 16 + 16
@@ -252,6 +280,12 @@ def place_gradients(
     if layout == "odd":
         pitch, start = pitch + 1, start + size
     return memory.place((rows, params), dtype, values, (pitch, 1), start)
+
+
+@functools.cache
+def _before() -> Tensor:
+    """Return what base rows of a result hold before, [8, 1]."""
+    return torch.full((BASE_ROWS, 1), 32.0, dtype=torch.float32, device=CPU)
 
 
 @dataclass
@@ -277,9 +311,8 @@ class ProjectionCase:
             for grad in self.grads
         ]
         width = self.proj_dim + GUARD
-        before = (32 * row_scales(self.rows)).expand(self.rows, width)
         strides = (1, self.rows) if self.transposed else (width, 1)
-        self._out = outputs.place((self.rows, width), torch.float32, before, strides)
+        self._out = outputs.place((self.rows, width), torch.float32, _before(), strides)
 
     def launch(self, kernels: Any, path: str, inputs: Tensor, outputs: Tensor) -> None:
         """Start the projection."""
@@ -294,18 +327,17 @@ class ProjectionCase:
     def judge(self, outputs: Tensor) -> str | None:
         """Compare with the CPU's projection."""
         assert self._out is not None
-        expected = torch.full((BASE_ROWS, self.proj_dim + GUARD), 32.0, device=CPU).float()
-        bound = torch.zeros(BASE_ROWS, 1, dtype=torch.float64, device=CPU)
+        expected = _before().repeat(1, self.proj_dim + GUARD)
+        bound = None
         for name, _, _ in self.grads:
             expected[:, : self.proj_dim] += base_answers(name, self.kind, self.proj_dim)
             if self.kind == "normal":
-                norms = base_rows(name).double().norm(dim=1, keepdim=True)
-                bound += NORMAL_TOLERANCE * math.sqrt(VALUES[name].params) * norms
+                bound = tolerances(name) if bound is None else bound + tolerances(name)
         return describe_difference(
             str(self),
             self._out.view(outputs),
             spread(expected, self.rows),
-            spread(bound, self.rows).abs() if self.kind == "normal" else None,
+            None if bound is None else spread(bound, self.rows).abs(),
         )
 
     def __str__(self) -> str:
@@ -407,6 +439,46 @@ def matrix_cases(kernels: Any, path: str) -> list[MatrixCase]:
 
 SCORED_FEATURES = 83  # of a sample: tails of 16 and of 4
 CHECKPOINTS = 2
+SAMPLES, TARGETS = 133, 71  # that are drawn: others are the first of them, or these again
+
+
+class _ScoringValues(NamedTuple):
+    features: Tensor  # [M, 133, k]
+    targets: Tensor  # [M, 71, k]
+    products: Tensor  # their inner products, [M, 133, 71]
+
+
+@functools.cache
+def scoring_values(largest: tuple[int, int], three_parts: tuple[bool, bool]) -> _ScoringValues:
+    """Return integers up to the largest feature and target, and some for three parts of either.
+
+    A large number meets a small one, so that sums stay below 2^24.
+    """
+    shape = (CHECKPOINTS, SAMPLES + TARGETS, SCORED_FEATURES)
+    drawn = integers(6, shape, 3)
+    features, targets = drawn[:, :SAMPLES].clone(), drawn[:, SAMPLES:].clone()
+    large = integers(7, shape, largest[0])
+    features[..., ::2] = large[:, :SAMPLES, ::2]
+    large = integers(8, shape, largest[1])
+    targets[..., 1::2] = large[:, SAMPLES:, 1::2]
+    medium = integers(9, shape, 127)
+    features[..., 4::5], targets[..., 4::5] = medium[:, :SAMPLES, 4::5], medium[:, SAMPLES:, 4::5]
+    for many, few, columns, is_wanted in (
+        (features, targets, [0, 40], three_parts[0]),
+        (targets, features, [1, 41], three_parts[1]),
+    ):
+        if is_wanted:
+            many[..., columns] = integers(10, (*many.shape[:2], 2), 2**17)
+            few[..., columns] = integers(11, (*few.shape[:2], 2), 1)
+    return _ScoringValues(features, targets, (features.double() @ targets.double().mT).float())
+
+
+@functools.cache
+def scoring_scales(samples: int) -> tuple[Tensor, Tensor]:
+    """Return weights [n] and coefficients [M, n]: powers of two, the weights of either sign."""
+    drawn = integers(12, (4, samples), 2)
+    weights = 2.0 ** drawn[0] * (1 - 2 * (drawn[1] > 0).to(torch.float32))
+    return weights, 2.0 ** (drawn[2:] > 0).to(torch.float32)
 
 
 @dataclass
@@ -429,52 +501,36 @@ class ScoringCase:
         """Of the scores."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    def _largest(self) -> tuple[int, int]:
-        """Return the largest feature and target that the parts hold."""
+    def _values(self) -> _ScoringValues:
         if self.precision == "medium":
-            return 127, 127
-        return {torch.bfloat16: 127, torch.float16: 2**11 - 1}.get(self.dtype, 2**12 - 1), 2**12 - 1
+            return scoring_values((127, 127), (False, False))
+        feature = {torch.bfloat16: 127, torch.float16: 2**11 - 1}.get(self.dtype, 2**12 - 1)
+        is_highest = self.precision == "highest"
+        return scoring_values(
+            (feature, 2**12 - 1), (is_highest and self.dtype.itemsize > 2, is_highest)
+        )
 
-    def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return features [M, n, k], targets [M, t, k], weights [n] and coefficients [M, n].
-
-        A large number meets a small one, so that sums stay below 2^24; some need three parts.
-        The last 40 samples are the first 40 again, for ties.
-        """
-        large_feature, large_target = self._largest()
-        shape, k = (CHECKPOINTS, self.samples), SCORED_FEATURES
-        features, targets = integers(6, (*shape, k), 3), integers(7, (CHECKPOINTS, self.targets, k), 3)
-        even = integers(8, (*shape, k), large_feature)[..., ::2]
-        features[..., ::2] = even
-        targets[..., 1::2] = integers(9, targets.shape, large_target)[..., 1::2]
-        features[..., 4::5] = integers(10, (*shape, k), 127)[..., 4::5]
-        targets[..., 4::5] = integers(11, targets.shape, 127)[..., 4::5]
-        if self.precision == "highest":
-            for large, small, columns, fits in (
-                (features, targets, [0, 40], self.dtype.itemsize > 2),
-                (targets, features, [1, 41], True),
-            ):
-                if fits:
-                    large[..., columns] = integers(12, large.shape, 2**17)[..., columns]
-                    small[..., columns] = integers(13, small.shape, 1)[..., columns]
-        weights = 2.0 ** integers(14, (self.samples,), 2)
-        weights *= 1 - 2 * (integers(15, (self.samples,), 1) > 0).to(torch.float32)
-        coefficients = 2.0 ** (integers(16, shape, 1) > 0).to(torch.float32)
-        again = min(40, self.samples // 2)
-        for rows in (features.transpose(0, 1), weights, coefficients.T):
-            rows[self.samples - again :] = rows[:again]
-        return features, targets, weights, coefficients
+    def _rows(self) -> Tensor:
+        """Return which of the drawn samples each one is, [n]: again and again, for ties."""
+        return torch.arange(self.samples, device=CPU) % SAMPLES
 
     def reserve(self, inputs: Memory, outputs: Memory) -> None:
         """Take places."""
-        features, targets, weights, coefficients = self.values()
+        values, rows = self._values(), self._rows()
         pitch = 96 if self.aligned else 2 * SCORED_FEATURES + 1
         start = 0 if self.aligned else self.dtype.itemsize
+        shape = (self.samples, SCORED_FEATURES)
         self._inputs = [
-            inputs.place((self.samples, SCORED_FEATURES), self.dtype, phi, (pitch, 1), start)
-            for phi in features
+            inputs.shared(
+                (id(values.features), m, self.dtype, shape, pitch),
+                lambda m=m: inputs.place(
+                    shape, self.dtype, values.features[m, rows], (pitch, 1), start
+                ),
+            )
+            for m in range(CHECKPOINTS)
         ]
-        for tensor in (targets, weights, coefficients):
+        solved = values.targets[:, : self.targets]
+        for tensor in (solved, *scoring_scales(self.samples)):
             self._inputs.append(inputs.place(tuple(tensor.shape), self.compute, tensor))
         if self.count == 0:
             self._outputs = [
@@ -500,22 +556,24 @@ class ScoringCase:
 
     def judge(self, outputs: Tensor) -> str | None:
         """Compare with fp64."""
-        features, targets, weights, coefficients = (tensor.double() for tensor in self.values())
-        if not self.scaled:
-            coefficients = torch.ones_like(coefficients)
-        scores = ((coefficients[..., None] * (features @ targets.mT)).sum(0)) * weights[:, None]
+        products = self._values().products[:, :, : self.targets]
+        if self.samples != SAMPLES:
+            products = products[:, self._rows()]
+        weights, coefficients = scoring_scales(self.samples)
+        if self.scaled:
+            products = products * coefficients[..., None]
+        scores = products.sum(0) * weights[:, None]
         got = [slot.view(outputs) for slot in self._outputs]
         if self.count == 0:
-            expected = torch.full((self.samples, self.targets + GUARD), 32.0, device=CPU).double()
+            expected = torch.full(got[0].shape, 32.0, dtype=self.compute, device=CPU)
             expected[:, : self.targets] = scores
-            return describe_difference(str(self), got[0].double(), expected)
-        values, indices = scores.T.sort(dim=1, descending=True, stable=True)
-        name = f"{self}: indices"
+            return describe_difference(str(self), got[0], expected)
+        values, indices = (best[:, : self.count] for best in best_first(scores))
         if bool(got[2]):
             return f"{self}: NaN is said to be among the scores, and is not"
         return describe_difference(
-            f"{self}: values", got[0].double(), values[:, : self.count]
-        ) or describe_difference(name, got[1], indices[:, : self.count])
+            f"{self}: values", got[0], values.to(self.compute)
+        ) or describe_difference(f"{self}: indices", got[1], indices)
 
     def __str__(self) -> str:
         what = f"the best {self.count} of" if self.count else "all"
@@ -523,6 +581,12 @@ class ScoringCase:
             f"{what} {self.samples} scores of {str(self.dtype)[6:]} features in {self.precision} "
             f"for {self.targets} targets"
         )
+
+
+def best_first(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every target's scores and samples, [t, n], ties by lower index."""
+    found = scores.T.sort(dim=1, descending=True, stable=True)
+    return found.values, found.indices
 
 
 def scoring_cases(kernels: Any, path: str) -> list[ScoringCase]:
