@@ -141,7 +141,9 @@ class PathChooser:
             raise RuntimeError(f"{sentence}; nothing was computed")
         if failed and is_news:
             warnings.warn(
-                f"{sentence}; {path} is used instead, from now on", CudaSelfTestWarning, stacklevel=2
+                f"{sentence}; {path} is used instead, from now on",
+                CudaSelfTestWarning,
+                stacklevel=2,
             )
         return path
 

@@ -57,7 +57,16 @@ class DeviceKernels:
             return torch.cuda.is_current_stream_capturing()
 
     def tiles(self, path: str) -> list[dict[str, Any]]:
-        """Return a path's kernels as `_C.cuda_kernels` names them; none for "plain"."""
+        """Return a path's kernels as `_C.cuda_kernels` names them.
+
+        The plain kernel, one a kind, stands there once for each precision.
+        """
+        if path == "plain":
+            return [
+                {"kind": kind, "passes": passes, "tile_rows": 8, "tile_columns": 256}
+                for kind in ("rademacher", "normal")
+                for passes in ops.PRECISIONS.values()
+            ]
         kernels: list[dict[str, Any]] = self.native.cuda_kernels(path, _SHARED_LIMIT)
         return kernels
 
@@ -110,9 +119,7 @@ class DeviceKernels:
 
     def fill_matrix(self, law: tuple[int, int, int, int], param_offset: int, out: Tensor) -> None:
         """Fill in rows of the matrix [P, k]."""
-        self.native.cuda_fill_matrix(
-            *law, param_offset, *out.shape, out.data_ptr(), *self.queue()
-        )
+        self.native.cuda_fill_matrix(*law, param_offset, *out.shape, out.data_ptr(), *self.queue())
 
     def score(
         self,

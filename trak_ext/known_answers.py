@@ -56,7 +56,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._size = 0
-        self._values: list[tuple[Slot, Tensor | float]] = []
+        self._values: list[tuple[Slot, Tensor | float, bool]] = []
         self._known: dict[Any, Slot] = {}
 
     def place(
@@ -66,17 +66,18 @@ class Memory:
         values: Tensor | float,
         strides: tuple[int, ...] | None = None,
         start: int = 0,
+        is_base: bool = False,
     ) -> Slot:
         """Reserve a place, `start` bytes after a multiple of 16.
 
-        Where values have fewer rows than the place, they are the base rows of all others.
+        Its values, or the base rows that they are `spread` from.
         """
         if strides is None:
             strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         slot = Slot(self._size + start, dtype, shape, strides)
         extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         self._size += (start + extent * dtype.itemsize + 15) // 16 * 16 + 16
-        self._values.append((slot, values))
+        self._values.append((slot, values, is_base))
         return slot
 
     def shared(self, key: Any, make: Callable[[], Slot]) -> Slot:
@@ -89,17 +90,16 @@ class Memory:
         """Return the buffer with its values: each tensor is sent once and spread on the device."""
         buffer = torch.full((self._size,), 255, dtype=torch.uint8, device=kernels.device)
         there: dict[Any, Tensor] = {}
-        for slot, values in self._values:
+        for slot, values, is_base in self._values:
             place = slot.view(buffer)
             if not isinstance(values, Tensor):
                 place.fill_(values)
                 continue
+            sent = there.setdefault((id(values), 0), kernels.send(values))
             rows = slot.shape[0]
-            key = (id(values), rows)
-            if key not in there:
-                sent = there.setdefault((id(values), 0), kernels.send(values))
-                there[key] = sent if rows == values.shape[0] else spread(sent, rows)
-            place.copy_(there[key])
+            if is_base and (id(values), rows) not in there:
+                there[id(values), rows] = spread(sent, rows)
+            place.copy_(there[id(values), rows] if is_base else sent)
         return buffer
 
 
@@ -266,20 +266,18 @@ def law_of(kind: str) -> tuple[int, int, int, int]:
     return ops.KINDS[kind], SEED_LOW, SEED_HIGH, MODEL_ID
 
 
-def place_gradients(
-    memory: Memory, name: str, dtype: torch.dtype, layout: str, rows: int
-) -> Slot:
+def place_gradients(memory: Memory, name: str, dtype: torch.dtype, layout: str, rows: int) -> Slot:
     """Reserve a place for `rows` rows of gradients, [rows, params]."""
     params, offset = VALUES[name]
     size = dtype.itemsize
     values = base_rows(name)
     if layout == "strided":
-        return memory.place((rows, params), dtype, values, (1, rows + 1))
+        return memory.place((rows, params), dtype, values, (1, rows + 1), is_base=True)
     pitch = -(-params // 16) * 16 + 16
     start = 0 if layout == "aligned" else offset * size % 16
     if layout == "odd":
         pitch, start = pitch + 1, start + size
-    return memory.place((rows, params), dtype, values, (pitch, 1), start)
+    return memory.place((rows, params), dtype, values, (pitch, 1), start, is_base=True)
 
 
 @functools.cache
@@ -312,7 +310,9 @@ class ProjectionCase:
         ]
         width = self.proj_dim + GUARD
         strides = (1, self.rows) if self.transposed else (width, 1)
-        self._out = outputs.place((self.rows, width), torch.float32, _before(), strides)
+        self._out = outputs.place(
+            (self.rows, width), torch.float32, _before(), strides, is_base=True
+        )
 
     def launch(self, kernels: Any, path: str, inputs: Tensor, outputs: Tensor) -> None:
         """Start the projection."""
@@ -348,16 +348,10 @@ class ProjectionCase:
 
 
 def tiles_of(kernels: Any, path: str) -> list[dict[str, Any]]:
-    """Return the tiles of a path, smaller ones first; the plain kernel has one for everything."""
-    tiles = kernels.tiles(path)
-    if path == "plain":
-        shape = {"tile_rows": 8, "tile_columns": 256}
-        tiles = [
-            {"kind": kind, "passes": passes, **shape}
-            for kind in ("rademacher", "normal")
-            for passes in ops.PRECISIONS.values()
-        ]
-    return sorted(tiles, key=lambda tile: (tile["kind"], tile["passes"], tile["tile_rows"]))
+    """Return the tiles of a path, smaller ones first."""
+    return sorted(
+        kernels.tiles(path), key=lambda tile: (tile["kind"], tile["passes"], tile["tile_rows"])
+    )
 
 
 def projection_cases(kernels: Any, path: str) -> list[ProjectionCase]:
