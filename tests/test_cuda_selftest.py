@@ -16,9 +16,10 @@ import torch
 from children import run_python
 
 from cuda_host.double import FAULTS, HostKernels, HostNative
-from trak_ext import _C, cuda_paths, known_answers
+from trak_ext import _C, cuda_paths
 from trak_ext.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
-from trak_ext.known_answers import check_quickly
+from trak_ext.known_answers import buffers, projections
+from trak_ext.known_answers.quick import CASES, check_quickly
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda_project"), reason="trak_ext was built without CUDA"
@@ -118,7 +119,7 @@ def test_every_kernel_of_a_path_is_launched_with_every_copy(host):
     # Tiles by the rows that get them: every one of a kind and precision, and more than the largest.
     for path in ("wgmma", "mma"):
         tiles = _C.cuda_kernels(path, 227 * 1024)
-        cases = known_answers.projection_cases(_AllTiles(host.native), path)
+        cases = projections.projection_cases(_AllTiles(host.native), path)
         for kind in ("rademacher", "normal"):
             for precision, passes in (("medium", 1), ("high", 2), ("highest", 3)):
                 rows = {t["tile_rows"] for t in tiles if (t["kind"], t["passes"]) == (kind, passes)}
@@ -133,10 +134,8 @@ def test_every_kernel_of_a_path_is_launched_with_every_copy(host):
                 assert all(c.proj_dim % 8 and c.proj_dim > tile["tile_columns"] for c in wide)
         seen = {(dtype, layout) for case in cases for _, dtype, layout in case.grads}
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            assert {layout for found, layout in seen if found == dtype} >= set(
-                known_answers.LAYOUTS
-            )
-    for values in known_answers.VALUES.values():
+            assert {layout for found, layout in seen if found == dtype} >= set(projections.LAYOUTS)
+    for values in projections.VALUES.values():
         assert values.params % 16
 
 
@@ -174,8 +173,8 @@ def test_the_quick_form_is_little_work(host, family):
     # and tensor), copies 5 GB/s at worst and multiplies 10^12 numbers a second at worst.
     kernels = _Counting(host.native)
     path = cuda_paths.FAMILIES[family][0]
-    cases = known_answers.CASES[family](kernels, path)
-    inputs, outputs = known_answers.Memory(), known_answers.Memory()
+    cases = CASES[family](kernels, path)
+    inputs, outputs = buffers.Memory(), buffers.Memory()
     for case in cases:
         case.reserve(inputs, outputs)
     there, back = inputs.build(kernels), outputs.build(kernels)
@@ -188,10 +187,10 @@ def test_the_quick_form_is_little_work(host, family):
 
 
 def test_an_exchange_of_two_entries_breaks_the_normal_bound():
-    for name, (params, offset) in known_answers.VALUES.items():
-        base = known_answers.base_rows(name).double()
+    for name, (params, offset) in projections.VALUES.items():
+        base = projections.base_rows(name).double()
         entries = torch.empty(params, 40)
-        law = known_answers.law_of("normal")
+        law = projections.law_of("normal")
         _C.fill_matrix(*law, offset, params, 40, entries.data_ptr(), 1)
         entries = entries.double()
         for step in (1, 2, 4, 8, 16, 128):
@@ -199,7 +198,7 @@ def test_an_exchange_of_two_entries_breaks_the_normal_bound():
                 entries[step:] - entries[:-step]
             )
             # [8, pairs, 40]: some row and column tells, whichever pair it is.
-            worst = (change.abs().amax(2) / known_answers.tolerances(name)).amax(0)
+            worst = (change.abs().amax(2) / projections.tolerances(name)).amax(0)
             assert worst.min() > 1, (name, step)
 
 
@@ -233,14 +232,14 @@ def test_paths_are_tested_in_turn_until_none_is_left(native):
     native.faults["plain"] = FAULTS["missing tail"]
     chooser = PathChooser(lambda device: FewTiles(native), check_quickly)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="plain failed .*; nothing was computed"):
+        with pytest.raises(RuntimeError, match=r"plain failed .*; nothing was computed"):
             chooser.choose(DEVICE, "projection", "wgmma")
 
 
 def test_scoring_falls_back_too(native):
     native.faults = {"scoring mma": FAULTS["stale workspace"]}
     chooser = PathChooser(lambda device: HostKernels(native), check_quickly)
-    with pytest.warns(CudaSelfTestWarning, match="of scoring found .* path mma failed"):
+    with pytest.warns(CudaSelfTestWarning, match=r"of scoring found .* path mma failed"):
         assert chooser.choose(DEVICE, "scoring", "mma") == "plain"
 
 
@@ -269,7 +268,7 @@ def test_error_raises_and_off_does_not_test(monkeypatch):
     chooser = chooser_of({"wgmma", "mma"}, checked)
     monkeypatch.setenv("TRAK_EXT_CUDA_SELFTEST", "error")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="the path wgmma failed .*; nothing was computed"):
+        with pytest.raises(RuntimeError, match=r"the path wgmma failed .*; nothing was computed"):
             chooser.choose(DEVICE, "projection", "wgmma")
     assert checked == ["wgmma"]
     monkeypatch.setenv("TRAK_EXT_CUDA_SELFTEST", "off")

@@ -5,7 +5,7 @@ self-test decide. A path that is about to be used for the first time on a device
 solve small problems whose answers are known (`known_answers`); if it gets one wrong, or cannot be
 launched, the next path takes its place, with one warning.
 
-    TRAK_EXT_CUDA_PATH       plain, mma or wgmma; default: the table's. "plain" goes for scoring too.
+    TRAK_EXT_CUDA_PATH       plain (for scores too), mma or wgmma; default: the table's.
     TRAK_EXT_CUDA_SELFTEST   warn (default): fall back and warn; error: raise; off: do not test.
 """
 
@@ -26,7 +26,7 @@ from . import _C
 # The fastest first: each falls back to the next.
 PATHS = ("wgmma", "mma", "plain")
 # What is chosen and tested apart, and the paths that each has. A kind of matrix with a kernel of
-# its own is a family of its own: a line here and a function in known_answers.CASES.
+# its own is a family of its own: a line here and a function in known_answers/quick.py.
 FAMILIES = {
     "projection": PATHS,
     "projection matrix": ("plain",),
@@ -85,7 +85,7 @@ class PathChooser:
     """The paths of a process, each tested when a device first uses it.
 
     Args:
-        kernels_of: Gives what is tested on a device, see `device_kernels.DeviceKernels`.
+        kernels_of: Gives what is tested on a device, see `known_answers.kernels.DeviceKernels`.
         check: The self-test: of (kernels, family, path) it returns what is wrong, None for nothing.
     """
 
@@ -178,13 +178,13 @@ def run_apart(call: Callable[[], Any]) -> Any:
 
 
 def _kernels_of(device: torch.device) -> Any:
-    from .device_kernels import DeviceKernels
+    from .known_answers.kernels import DeviceKernels
 
     return DeviceKernels(device)
 
 
 def _check(kernels: Any, family: str, path: str) -> str | None:
-    from .known_answers import check_quickly
+    from .known_answers.quick import check_quickly
 
     return check_quickly(kernels, family, path)
 

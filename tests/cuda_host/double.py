@@ -1,4 +1,4 @@
-"""A CUDA device played on the host: what the self-test tests, with the kernels run by the runner."""
+"""A CUDA device played on the host: what the self-test is handed in its own tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trak_ext import _C
-from trak_ext.device_kernels import DeviceKernels
+from trak_ext.known_answers.kernels import DeviceKernels
 
 from .library import FEW_PASSES, HostLibrary, build_runner
 from .scoring_library import ScoringLibrary

@@ -15,13 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, ops
-from .runtime import cuda_version
-from .solved_targets import SolvedTargets
+from .. import _C, ops
+from ..runtime import cuda_version
+from ..solved_targets import SolvedTargets
 
 # Of a block, on the device that lets it have most: `tiles` then names every tile that there is.
 _SHARED_LIMIT = 227 * 1024
 _STALE = 0xFF  # in every byte: NaN as a float of any width, and -1 as an index
+
+
+def views_of(
+    grads: Sequence[tuple[Tensor, int]],
+) -> list[tuple[int, int, int, int, int, int]]:
+    """Return gradients, each with its param_offset, as `_C` takes them."""
+    return [
+        (
+            *(grad.data_ptr(), ops.DTYPE_CODES[grad.dtype], grad.shape[1]),
+            *(grad.stride(0), grad.stride(1), offset),
+        )
+        for grad, offset in grads
+    ]
 
 
 class DeviceKernels:
@@ -30,25 +43,31 @@ class DeviceKernels:
     Args:
         device: With its number.
         native: The functions of `_C` whose names begin with "cuda_", or the like of them.
+        stream: "own", so that nobody's work is waited for; "late", the same behind work that takes
+            a while; or "default".
     """
 
     # Features that scores are tested with, besides fp64.
     feature_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
 
-    def __init__(self, device: torch.device, native: Any = _C) -> None:
+    def __init__(self, device: torch.device, native: Any = _C, stream: str = "own") -> None:
         self.device = device
         self.native = native
+        self._stream = stream
 
     def describe(self) -> str:
         """Return device, compute capability, driver and build, for a sentence."""
         build = _C.cuda_build()
         assert build is not None
         properties = torch.cuda.get_device_properties(self.device)
+        driver, runtime = (
+            cuda_version(build[name]) for name in ("driver_version", "runtime_version")
+        )
         return (
             f"{self.device} ({properties.name}, compute capability {properties.major}."
-            f"{properties.minor}, driver for CUDA {cuda_version(build['driver_version'])}; trak_ext "
-            f"{metadata.version('trak-ext')}, built with CUDA "
-            f"{cuda_version(build['runtime_version'])} for {build['architectures']})"
+            f"{properties.minor}, driver for CUDA {driver}; trak_ext "
+            f"{metadata.version('trak-ext')}, built with CUDA {runtime} for "
+            f"{build['architectures']})"
         )
 
     def is_capturing(self) -> bool:
@@ -72,8 +91,11 @@ class DeviceKernels:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Have the work go to a stream of its own, so that nobody's work is waited for."""
-        with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.Stream(self.device)):
+        """Have the work go to the stream that was asked for."""
+        make: Any = torch.cuda.default_stream if self._stream == "default" else torch.cuda.Stream
+        with torch.cuda.device(self.device), torch.cuda.stream(make(self.device)):
+            if self._stream == "late":
+                torch.cuda._sleep(20_000_000)  # cycles
             yield
 
     def queue(self) -> tuple[int, int]:
@@ -98,10 +120,7 @@ class DeviceKernels:
         least_workspace: bool = False,
     ) -> None:
         """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k]."""
-        views = [
-            (grad.data_ptr(), ops.DTYPE_CODES[grad.dtype], grad.shape[1], *grad.stride(), offset)
-            for grad, offset in grads
-        ]
+        views = views_of(grads)
         rows, proj_dim = out.shape
         limit = 0 if least_workspace else ops.CUDA_WORKSPACE_BYTES
         size = self.native.cuda_workspace_bytes(views, rows, proj_dim, limit)
