@@ -16,10 +16,13 @@ import torch
 from children import run_python
 
 from cuda_host.double import FAULTS, HostKernels, HostNative
+from cuda_host.library import FEW_PASSES
 from trak_ext import _C, cuda_paths
 from trak_ext.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
 from trak_ext.known_answers import buffers, projections
 from trak_ext.known_answers.quick import CASES, check_quickly
+from trak_ext.known_answers.report import check_cases
+from trak_ext.known_answers.thorough import CASES as THOROUGH
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_C, "cuda_project"), reason="trak_ext was built without CUDA"
@@ -67,7 +70,7 @@ def _no_settings(monkeypatch) -> None:
 
 
 class FewTiles(HostKernels):
-    """Of a path only the smaller tiles of one kind, to be sooner done."""
+    """Of a path only the smallest tile of one kind, and what its remainder gets: sooner done."""
 
     kind = "rademacher"
 
@@ -75,7 +78,8 @@ class FewTiles(HostKernels):
         return [
             tile
             for tile in super().tiles(path)
-            if tile["kind"] == self.kind and tile["tile_rows"] <= 16
+            if (tile["kind"], tile["tile_rows"]) == (self.kind, 8)
+            and tile["passes"] == FEW_PASSES[self.kind]
         ]
 
 
@@ -431,6 +435,29 @@ def test_the_path_can_be_asked_for(monkeypatch):
         match="TRAK_EXT_CUDA_PATH: expected plain or mma for this device and build, got wgmma",
     ):
         cuda_paths.projection_path(DEVICE, 64)
+
+
+@pytest.mark.parametrize("path", ["wgmma", "mma", "plain"])
+def test_the_long_form_on_a_played_device(native, path):
+    native.faults = {}
+    kernels = FewTiles(native)
+    cases = THOROUGH["projection"](kernels, path)
+    assert len(cases) > 16
+    checks = check_cases(kernels, "projection", path, cases[1::3])
+    assert [check.problem for check in checks if check.problem is not None] == []
+    native.faults = {path: FAULTS["missing tail"]}
+    checks = check_cases(kernels, "projection", path, cases[2:5], "on a late stream, ")
+    assert all(check.problem.startswith("on a late stream, rademacher ") for check in checks)
+    assert {check.device for check in checks} == {"cuda:0 (played on the host)"}
+
+
+@pytest.mark.parametrize("path", ["mma", "plain"])
+def test_the_long_form_of_scores_on_a_played_device(native, path):
+    native.faults = {}
+    kernels = HostKernels(native)
+    cases = [case for case in THOROUGH["scoring"](kernels, path) if case.samples < 1000]
+    checks = check_cases(kernels, "scoring", path, cases[-12:])
+    assert [check.problem for check in checks if check.problem is not None] == []
 
 
 # --- On a GPU -------------------------------------------------------------------------------------

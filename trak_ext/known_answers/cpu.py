@@ -35,7 +35,7 @@ class CpuKernels(DeviceKernels):
             {"kind": kind, "passes": passes, "tile_rows": rows, "tile_columns": 64}
             for kind in ("rademacher", "normal")
             for passes in ops.PRECISIONS.values()
-            for rows in (1, 8, 32)
+            for rows in (8, 32)
         ]
 
     @contextmanager

@@ -43,9 +43,9 @@ def thorough_projection_cases(kernels: Any, path: str) -> list[ProjectionCase]:
                 case.least_workspace, case.transposed = i > 1, i % 2 == 1
                 cases.append(case)
         before = (kind, precision, most)
-    for kind in ops.KINDS:
-        grads = [(FP32_VALUES["high"], torch.float32, "aligned in the matrix")]
-        cases.append(ProjectionCase(kind, "high", 193, 90, grads))
+        # Several tiles of rows and columns in one launch.
+        grads = [(FP32_VALUES[precision], torch.float32, "aligned in the matrix")]
+        cases.append(ProjectionCase(kind, precision, 193, columns + 90, grads))
     return cases
 
 
