@@ -8,6 +8,8 @@
 
 #include "fiber.h"
 
+int host_planted = 0;
+
 namespace trak_ext::host_run {
 namespace {
 
@@ -34,6 +36,16 @@ void Runner::begin(uint64_t order_seed) {
 void Runner::allow(const void* address, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   ranges_.emplace_back(begin, begin + static_cast<uint64_t>(bytes));
+}
+
+void Runner::set_workspace(const void* address, int64_t bytes) {
+  allow(address, bytes);
+  workspace_ = ranges_.back();
+}
+
+bool Runner::in_workspace(const void* address) const {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  return at >= workspace_.first && at < workspace_.second;
 }
 
 void Runner::run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data) {
@@ -175,10 +187,11 @@ void Runner::release(int state, int first, int count) {
       const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
       const int g = lane / 4, t = lane % 4;
       for (int half = 0; half < 2; ++half) {
-        a[g][2 * t + half] = from_bf16(fiber.a[0] >> (16 * half));
-        a[g + 8][2 * t + half] = from_bf16(fiber.a[1] >> (16 * half));
-        a[g][2 * t + 8 + half] = from_bf16(fiber.a[2] >> (16 * half));
-        a[g + 8][2 * t + 8 + half] = from_bf16(fiber.a[3] >> (16 * half));
+        const int bits = 16 * (half ^ static_cast<int>(is_planted(Planted::kSwappedHalves)));
+        a[g][2 * t + half] = from_bf16(fiber.a[0] >> bits);
+        a[g + 8][2 * t + half] = from_bf16(fiber.a[1] >> bits);
+        a[g][2 * t + 8 + half] = from_bf16(fiber.a[2] >> bits);
+        a[g + 8][2 * t + 8 + half] = from_bf16(fiber.a[3] >> bits);
         b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));
         b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * half));
         d[g][2 * t + half] = fiber.d[half];

@@ -7,7 +7,22 @@
 #include <string>
 #include <vector>
 
+// Which of the faults below is planted; 0: none. For the tests to set.
+extern "C" int host_planted;
+
 namespace trak_ext::host_run {
+
+// Faults of the device that is played, or of kernels on it, that give wrong results and no error.
+enum class Planted : int {
+  kSwappedHalves = 1,     // of a matrix instruction's first operand
+  kWrongStride = 2,       // in a warpgroup's matrix descriptor
+  kMissingTail = 3,       // the last parameter, or the last sample
+  kWrongSign = 4,         // where thread 5 makes or stages a number
+  kDroppedLastChunk = 5,  // of several
+  kStaleWorkspace = 6,    // what is written to the workspace is added to what was there
+};
+
+inline bool is_planted(Planted fault) { return host_planted == static_cast<int>(fault); }
 
 struct Fiber;
 struct Reading;
@@ -20,6 +35,8 @@ class Runner {
   // For the next launches: what decides the order of threads and blocks, and which memory there is.
   void begin(uint64_t order_seed);
   void allow(const void* address, int64_t bytes);
+  void set_workspace(const void* address, int64_t bytes);
+  bool in_workspace(const void* address) const;
 
   // Runs body(data) in every thread of every block. Throws std::runtime_error with the first fault.
   void run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data);
@@ -108,6 +125,7 @@ class Runner {
 
   std::mt19937_64 random_{0};
   std::vector<std::pair<uintptr_t, uintptr_t>> ranges_;
+  std::pair<uintptr_t, uintptr_t> workspace_{0, 0};
   std::vector<Fiber*> fibers_;
   std::vector<char> shared_storage_;
   std::vector<Cell> cells_;
