@@ -405,20 +405,22 @@ def test_a_warning_that_is_an_error_leaves_the_fallback_in_place():
         assert chooser.choose(DEVICE, "projection", "wgmma") == "mma"
 
 
-def test_mma_is_the_default_and_a_table_says_so(monkeypatch):
-    for rows in (1, 16, 17, 1000):
-        assert default_path("wgmma", 90, rows) == "mma"
+def test_a_table_says_which_path_is_the_default(monkeypatch):
+    # As measured on an H200: wgmma from nine rows on.
+    for rows, path in ((1, "mma"), (8, "mma"), (9, "wgmma"), (1000, "wgmma")):
+        assert default_path("wgmma", 90, rows) == path
+        assert default_path("mma", 90, rows) == "mma"  # a build without code for sm_90a
         assert default_path("plain", 90, rows) == "plain"  # a build without code for sm_80 and up
         assert default_path("mma", 100, rows) == "mma"
-    monkeypatch.setitem(cuda_paths.DEFAULT_PATHS, 90, ((16, "mma"), (math.inf, "wgmma")))
-    assert [default_path("wgmma", 90, rows) for rows in (1, 16, 17)] == ["mma", "mma", "wgmma"]
-    assert default_path("mma", 90, 17) == "mma"
+    monkeypatch.setitem(cuda_paths.DEFAULT_PATHS, 90, ((math.inf, "mma"),))
+    assert default_path("wgmma", 90, 1000) == "mma"
 
 
 def test_the_path_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(cuda_paths, "_facts", lambda index: ("wgmma", 90))
     monkeypatch.setattr(cuda_paths, "CHOOSER", chooser_of(set(), []))
-    assert cuda_paths.projection_path(DEVICE, 64) == "mma"
+    assert cuda_paths.projection_path(DEVICE, 64) == "wgmma"
+    assert cuda_paths.projection_path(DEVICE, 8) == "mma"
     assert cuda_paths.scoring_path(DEVICE, torch.float32) == "mma"
     for path in cuda_paths.PATHS:
         monkeypatch.setenv("TRAK_EXT_CUDA_PATH", path)
@@ -427,7 +429,7 @@ def test_the_path_can_be_asked_for(monkeypatch):
         assert cuda_paths.scoring_path(DEVICE, torch.float32) == scoring
         assert cuda_paths.scoring_path(DEVICE, torch.float64) == "plain"
     monkeypatch.setenv("TRAK_EXT_CUDA_PATH", "")
-    assert cuda_paths.projection_path(DEVICE, 64) == "mma"
+    assert cuda_paths.projection_path(DEVICE, 64) == "wgmma"
     monkeypatch.setenv("TRAK_EXT_CUDA_PATH", "wgmma")
     monkeypatch.setattr(cuda_paths, "_facts", lambda index: ("mma", 80))
     with pytest.raises(
