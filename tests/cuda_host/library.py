@@ -88,6 +88,7 @@ class Problem(ctypes.Structure):
         ("order_seed", ctypes.c_uint64),
         ("shared_limit", ctypes.c_int64),
         ("warpgroups", ctypes.c_int),
+        ("multiprocessors", ctypes.c_int64),
     ]
 
 
@@ -112,7 +113,7 @@ def compile_host(arguments: list[str]) -> None:
 
 def build_runner(folder: Path) -> list[str]:
     """Compile what runs kernels on the host, for several libraries."""
-    objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup")]
+    objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup", "arrivals")]
     for name in objects:
         compile_host(["-c", str(HOST / Path(name).with_suffix(".cpp").name), "-o", name])
     return objects
@@ -166,10 +167,11 @@ class HostLibrary:
         precision: str = "high",
         param_offset: int = 0,
         out: Tensor | None = None,
-        workspace_bytes: int = 2**20,
-        tile_for_rows: int | None = None,
+        workspace_bytes: int = 2**22,
+        tile_for_rows: int = 0,
         order_seed: int = 1,
         shared_limit: int = 227 * 1024,
+        multiprocessors: int = 2,
         **law: Any,
     ) -> Tensor:
         """Return grads @ R by the CUDA kernels; a fault is a RuntimeError."""
@@ -193,11 +195,12 @@ class HostLibrary:
             out_column_stride=out.stride(1),
             workspace=workspace.data_ptr(),
             workspace_bytes=workspace_bytes,
-            tile_for_rows=grads.shape[0] if tile_for_rows is None else tile_for_rows,
+            tile_for_rows=tile_for_rows,
             passes=PASSES[precision.removeprefix(WARPGROUP)],
             order_seed=order_seed,
             shared_limit=shared_limit,
             warpgroups=int(precision.startswith(WARPGROUP)),
+            multiprocessors=multiprocessors,
         )
         error = self._library.host_project(ctypes.byref(problem))
         if error is not None:
@@ -218,11 +221,12 @@ class HostLibrary:
                 out_column_stride=out_strides[1],
                 workspace=arguments[-4],
                 workspace_bytes=arguments[-3],
-                tile_for_rows=rows,
+                tile_for_rows=0,
                 passes=0 if path == "plain" else passes,
                 order_seed=1,
                 shared_limit=227 * 1024,
                 warpgroups=int(path == "wgmma"),
+                multiprocessors=2,
             )
             error = self._library.host_project(ctypes.byref(problem))
             if error is not None:

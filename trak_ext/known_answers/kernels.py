@@ -123,13 +123,14 @@ class DeviceKernels:
         views = views_of(grads)
         rows, proj_dim = out.shape
         limit = 0 if least_workspace else ops.CUDA_WORKSPACE_BYTES
-        size = self.native.cuda_workspace_bytes(views, rows, proj_dim, limit)
+        passes = ops.PRECISIONS[precision]
+        size = self.native.cuda_workspace_bytes(views, rows, proj_dim, passes, limit)
         workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
         self.native.cuda_project(
             views,
             *(rows, out.data_ptr(), proj_dim, *out.stride()),
             *law,
-            ops.PRECISIONS[precision],
+            passes,
             path,
             workspace.data_ptr(),
             size,
