@@ -3,7 +3,8 @@
 What the build and the device have, the table below, TRAK_EXT_CUDA_PATH and the known-answer
 self-test decide. A path that is about to be used for the first time on a device is first made to
 solve small problems whose answers are known (`known_answers`); if it gets one wrong, or cannot be
-launched, the next path takes its place, with one warning.
+launched, the next path takes its place, with one warning. (After a kernel that reads where it may
+not, CUDA gives the process no second try: then no path passes, and the call raises.)
 
     TRAK_EXT_CUDA_PATH       plain (for scores too), mma or wgmma; default: the table's.
     TRAK_EXT_CUDA_SELFTEST   warn (default): fall back and warn; error: raise; off: do not test.

@@ -66,7 +66,7 @@ class HostNative:
         return [kernel for kernel in kernels if FEW_PASSES[kernel["kind"]] == kernel["passes"]]
 
     def cuda_workspace_bytes(self, views: Any, *arguments: Any) -> int:
-        """As `_C.cuda_workspace_bytes`, where every tensor has the parts of those that were built."""
+        """As `_C.cuda_workspace_bytes`: every tensor has the parts of those that were built."""
         rows, proj_dim, _, limit = arguments
         float32 = [(view[0], 1, *view[2:]) for view in views]
         passes = max(FEW_PASSES.values())
