@@ -4,7 +4,7 @@ Run as `python bench/projection.py --device cuda`; `--device rehearsal` goes thr
 the CPU with small problems. Times are medians between CUDA events on the current stream. The
 ceilings are measured in the same run: a large bf16 product and a large copy. The floor of a
 projection is the larger of its matrix operations at the one and its reading of the gradients at
-the other.
+the other; of a sparse one, the reading.
 
 "matrix given" has the matrix for nothing, in memory, where it fits. "signs stored blockwise" makes
 blocks of 2^27 signs, stores each and multiplies (what bergson does); "whole matrix made and held"
@@ -18,8 +18,8 @@ import functools
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,16 +28,46 @@ import trak_ext
 from gpu import Gpu, Rehearsal, measure_ceilings, with_tf32
 from trak_ext import cuda_paths
 
-# (B, P, k); the first one small enough for its matrix to lie in memory.
-SHAPES = [
-    (32, 2**20, 4096),
-    (1, 10**7, 4096),
-    (8, 10**7, 4096),
-    (32, 10**7, 4096),
-    (64, 10**8, 8192),
-    (8, 10**9, 4096),
+Shape = tuple[int, int, int]  # (B, P, k)
+
+
+class Case(NamedTuple):
+    """Projections of one shape that are measured one after another."""
+
+    shape: Shape
+    kinds: tuple[str, ...] = ("rademacher",)
+    precisions: tuple[str, ...] = ("high",)
+    # Gradients' dtypes and the offset of their first parameter.
+    inputs: tuple[tuple[torch.dtype, int], ...] = ((torch.float32, 0),)
+    every_path: bool = True
+    peers: bool = False
+
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+ALL = ("medium", "high", "highest")
+CASES = [
+    # One whose matrix lies in memory.
+    Case((32, 2**20, 4096), peers=True),
+    # Batches, for the choice of path and the cost of rows beyond whole tiles.
+    *(Case((batch, 10**7, 4096), peers=batch == 8) for batch in (1, 4, 8, 9, 16, 33, 65, 128)),
+    Case((32, 10**7, 4096), precisions=ALL, peers=True),
+    Case((64, 10**7, 4096), precisions=ALL, peers=True),
+    Case((32, 10**7, 4096), kinds=("normal",)),
+    # Tensors of two bytes an element, and those that begin at an odd parameter.
+    Case((32, 10**7, 4096), inputs=((FP32, 1), (FP16, 0), (FP16, 1), (BF16, 0), (BF16, 1))),
+    # Few columns, few parameters.
+    Case((32, 10**7, 512)),
+    Case((32, 10**5, 2048)),
+    # The design's shapes.
+    Case((64, 10**8, 8192), every_path=False),
+    Case((8, 10**9, 4096), every_path=False),
+    *(Case(s, kinds=("sjlt",)) for s in ((32, 10**7, 4096), (64, 10**8, 8192), (8, 10**9, 4096))),
 ]
-REHEARSAL_SHAPES = [(32, 2**10, 64), (8, 10**4, 64)]
+REHEARSAL_CASES = [
+    Case((32, 2**10, 64), peers=True),
+    Case((8, 10**4, 64), kinds=("rademacher", "normal", "sjlt"), precisions=ALL),
+    Case((8, 10**4, 64), inputs=((FP16, 1), (BF16, 0))),
+]
 PASSES = {"medium": 1, "high": 2, "highest": 3}
 # ||G R - exact|| / ||exact|| that a precision may reach. The CPU's medium is coarser.
 ERRORS = {"medium": 6e-3, "high": 1e-5, "highest": 1e-6}
@@ -61,21 +91,19 @@ def cuda_path(path: str) -> Iterator[None]:
             os.environ["TRAK_EXT_CUDA_PATH"] = before
 
 
-def find_paths(gpu: Gpu) -> list[str]:
-    """Return the paths that the build has for the device, the default first."""
+def find_paths(gpu: Gpu, plain: bool = False) -> list[str]:
+    """Return the paths that the build has for the device; `plain` where it is the only one."""
     if gpu.rehearsal:
         return ["rehearsal"]
-    default = cuda_paths.projection_path(gpu.device, 1)
-    paths = [default]
-    for path in ("wgmma", "mma"):
+    paths: list[str] = []
+    for path in cuda_paths.PATHS:
+        if path == "plain" and paths and not plain:
+            continue
         with cuda_path(path):
             try:
-                found = cuda_paths.projection_path(gpu.device, 1)
+                paths.append(cuda_paths.projection_path(gpu.device, 1))
             except ValueError as error:
                 print(error)
-                continue
-            if found not in paths:
-                paths.append(found)
     return paths
 
 
@@ -136,86 +164,123 @@ def store_signs_blockwise(grads: torch.Tensor, proj_dim: int) -> torch.Tensor:
     return out
 
 
-def contenders(
-    gpu: Gpu, grads: torch.Tensor, shape: tuple[int, int, int], paths: list[str], fast_jl: Any
-) -> dict[str, tuple[int, Call]]:
-    """Return what is measured for gradients [B, P]: passes that the floor counts, and the call."""
+def find_peers(gpu: Gpu, grads: torch.Tensor, shape: Shape, fast_jl: Any) -> dict[str, Call]:
+    """Return what others do with gradients [B, P], by name."""
     batch, params, proj_dim = shape
-    found: dict[str, tuple[int, Call]] = {}
-
-    def ours(path: str, source: torch.Tensor, **options: Any) -> Call:
-        def call() -> object:
-            with cuda_path(path):
-                return trak_ext.project(source, proj_dim, **options)
-
-        return call
-
-    for kind in ("rademacher", "normal"):
-        for precision, passes in PASSES.items():
-            for path in paths if precision == "high" else paths[:1]:
-                call = ours(path, grads, kind=kind, precision=precision)
-                found[f"trak_ext {path} {kind} {precision}"] = passes, call
-    if 2 * grads.numel() < 0.3 * gpu.free_bytes():
-        for dtype, passes in ((torch.bfloat16, 1), (torch.float16, 2)):
-            call = ours(paths[0], grads.to(dtype))
-            found[f"trak_ext {paths[0]} rademacher from {dtype}"] = passes, call
+    found: dict[str, Call] = {}
     if 4 * params * proj_dim < 0.4 * gpu.free_bytes():
         matrix = trak_ext.projection_matrix(params, proj_dim, device=gpu.device)
         for name, allowed in (("fp32", False), ("tf32", True)):
             call = with_tf32(allowed, functools.partial(torch.matmul, grads, matrix))
-            found[f"torch matmul {name}, matrix given"] = 0, call
+            found[f"torch matmul {name}, matrix given"] = call
         halved = grads.bfloat16(), matrix.bfloat16()
-        call = functools.partial(torch.matmul, *halved)
-        found["torch matmul bf16, matrix given"] = 0, call
-        found["whole matrix made and held (dattri's way)"] = (
-            0,
-            lambda: grads @ make_signs(params, proj_dim, grads),
+        found["torch matmul bf16, matrix given"] = functools.partial(torch.matmul, *halved)
+        found["whole matrix made and held (dattri's way)"] = lambda: (
+            grads @ make_signs(params, proj_dim, grads)
         )
     if params * proj_dim <= STORED_SIGNS_MAX:
         call = functools.partial(store_signs_blockwise, grads, proj_dim)
-        found["signs stored blockwise (bergson's way)"] = 0, call
+        found["signs stored blockwise (bergson's way)"] = call
     if fast_jl is not None:
         tiles = 32 if batch >= 32 else 16 if batch >= 16 else 8
         run = getattr(fast_jl, f"project_rademacher_{tiles}")
-        found["fast_jl rademacher"] = 0, lambda: run(grads, proj_dim, 0, gpu.multiprocessors())
+        found["fast_jl rademacher"] = lambda: run(grads, proj_dim, 0, gpu.multiprocessors())
     return found
 
 
-def measure_shape(
-    gpu: Gpu,
-    shape: tuple[int, int, int],
-    ceilings: dict[str, float],
-    paths: list[str],
-    fast_jl: Any,
-) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """Return the table's rows and the records of one shape."""
-    batch, params, proj_dim = shape
-    grads = torch.randn(batch, params, device=gpu.device)
-    table, records = [], []
-    for contender, (passes, call) in contenders(gpu, grads, shape, paths, fast_jl).items():
+def floor_of(case: Case, dtype: torch.dtype, precision: str, ceilings: dict[str, float]) -> float:
+    """Return the milliseconds that a projection takes at least."""
+    batch, params, proj_dim = case.shape
+    reading = dtype.itemsize * batch * params / ceilings["bytes"]
+    if case.kinds == ("sjlt",):
+        return 1e3 * reading
+    passes = {FP16: 2, BF16: 1}.get(dtype, PASSES[precision])
+    products = 2.0 * passes * batch * params * proj_dim / ceilings["bf16_operations"]
+    return 1e3 * max(products, reading)
+
+
+def measure_case(
+    gpu: Gpu, case: Case, ceilings: dict[str, float], paths: list[str], fast_jl: Any
+) -> list[dict[str, Any]]:
+    """Return the records of one case."""
+    batch, params, proj_dim = case.shape
+    # A generator on the device: `randn` of so many would take twice the memory.
+    grads = torch.empty(batch, params, device=gpu.device).normal_()
+    records: list[dict[str, Any]] = []
+
+    def note(name: str, call: Call, floor: float | None, **facts: Any) -> None:
         try:
-            times = gpu.milliseconds(call)
+            times = gpu.milliseconds(call, patience=1.0, turns=5)
         except torch.OutOfMemoryError as error:
-            print(f"{contender} at {shape} is left out: {error}")
-            continue
-        median = statistics.median(times)
-        work = 2.0 * batch * params * proj_dim
-        floor = 1e3 * max(
-            max(passes, 1) * work / ceilings["bf16_operations"],
-            4 * batch * params / ceilings["bytes"],
+            print(f"{name} at {case.shape} is left out: {error}")
+            return
+        records.append(
+            {"name": name, "shape": case.shape, "milliseconds": times, "floor": floor, **facts}
         )
-        table.append(
-            [
-                contender,
-                f"({batch}, {params:.0e}, {proj_dim})",
-                f"{median:.2f}",
-                f"{work / median / 1e9:.0f}",
-                f"{floor:.2f}" if passes else "",
-                f"{median / floor:.2f}" if passes else "",
-            ]
-        )
-        records.append({"name": contender, "shape": shape, "milliseconds": times, "floor": floor})
-    return table, records
+
+    for dtype, offset in case.inputs:
+        source = grads.to(dtype)
+        for kind in case.kinds:
+            dense = kind != "sjlt"
+            for precision in case.precisions if dense else ("high",):
+                for path in paths if dense and case.every_path else [None]:
+                    options = {"kind": kind, "precision": precision, "param_offset": offset}
+
+                    def call(
+                        source: torch.Tensor = source,
+                        path: str | None = path,
+                        options: dict[str, Any] = options,
+                    ) -> object:
+                        with nullcontext() if path is None else cuda_path(path):
+                            return trak_ext.project(source, proj_dim, **options)
+
+                    name = f"trak_ext {kind}" + (f" {precision}" if dense else "")
+                    if dtype != FP32 or offset:
+                        name += f" from {str(dtype)[6:]}" + (
+                            f" at offset {offset}" if offset else ""
+                        )
+                    floor = floor_of(case, dtype, precision, ceilings)
+                    note(name, call, floor, path=path or "default")
+    if case.peers:
+        for name, peer in find_peers(gpu, grads, case.shape, fast_jl).items():
+            note(name, peer, None)
+    return records
+
+
+def recommend(records: list[dict[str, Any]]) -> list[str]:
+    """Return, for each batch, which path was the faster one and by how much."""
+    times: dict[int, dict[str, float]] = {}
+    for record in records:
+        batch, *rest = record["shape"]
+        if record["name"] == "trak_ext rademacher high" and rest == [10**7, 4096]:
+            times.setdefault(batch, {})[record.get("path", "")] = statistics.median(
+                record["milliseconds"]
+            )
+    lines = []
+    for batch, by_path in sorted(times.items()):
+        if len(by_path) > 1:
+            best = min(by_path, key=by_path.__getitem__)
+            other = min(ms for path, ms in by_path.items() if path != best)
+            lines.append(f"B = {batch}: {best} (the other takes {other / by_path[best]:.2f} times)")
+    return lines
+
+
+def compare_bits(gpu: Gpu, paths: list[str]) -> bool | None:
+    """Return whether all paths give the same bits on random fp32 gradients, None for one path."""
+    if len(paths) < 2:
+        return None
+    same = True
+    for kind in ("rademacher", "normal"):
+        for precision in PASSES:
+            for batch in (1, 8, 9, 33, 64, 70):
+                grads = torch.randn(batch, 300_001, device=gpu.device)
+                made = []
+                for path in paths:
+                    with cuda_path(path):
+                        options = {"kind": kind, "precision": precision, "param_offset": 7}
+                        made.append(trak_ext.project(grads, 1100, **options))
+                same &= all(torch.equal(made[0], other) for other in made[1:])
+    return same
 
 
 def main(json_path: str | None, rehearsal: bool = False) -> None:
@@ -223,6 +288,7 @@ def main(json_path: str | None, rehearsal: bool = False) -> None:
     gpu = Rehearsal() if rehearsal else Gpu()
     paths = find_paths(gpu)
     errors = check(gpu, paths)
+    same_bits = compare_bits(gpu, paths)
     ceilings = measure_ceilings(gpu)
     fast_jl = find_fast_jl()
     variance = {
@@ -236,27 +302,45 @@ def main(json_path: str | None, rehearsal: bool = False) -> None:
     for who, value in variance.items():
         print(f"{who}: variance of ||R^T x||^2, in that of independent signs: {value:.2f}")
 
-    table: list[list[str]] = []
     records: list[dict[str, Any]] = []
-    for shape in REHEARSAL_SHAPES if rehearsal else SHAPES:
-        size = 4 * shape[0] * shape[1]
+    for case in REHEARSAL_CASES if rehearsal else CASES:
+        size = 4 * case.shape[0] * case.shape[1]
         if size > 0.5 * gpu.free_bytes():
-            print(f"{shape} is left out: gradients of {size / 1e9:.1f} GB")
+            print(f"{case.shape} is left out: gradients of {size / 1e9:.1f} GB")
             continue
-        rows, found = measure_shape(gpu, shape, ceilings, paths, fast_jl)
-        table += rows
-        records += found
+        records += measure_case(gpu, case, ceilings, paths, fast_jl)
+        settings = {
+            "device": gpu.name(),
+            "paths": paths,
+            "ceilings": ceilings,
+            "errors": errors,
+            "same_bits": same_bits,
+            "variance": variance,
+            "defaults": recommend(records),
+        }
+        # After every case: what was measured is kept if a later one fails.
+        measure.write_json(json_path, "projection on cuda", settings, records)
+
+    def row(record: dict[str, Any]) -> list[str]:
+        batch, params, proj_dim = record["shape"]
+        median = statistics.median(record["milliseconds"])
+        work = 2.0 * batch * params * proj_dim
+        floor = record["floor"]
+        return [
+            record["name"],
+            record.get("path", ""),
+            f"({batch}, {params:.0e}, {proj_dim})",
+            f"{median:.2f}",
+            f"{work / median / 1e9:.0f}",
+            f"{floor:.2f}" if floor else "",
+            f"{median / floor:.2f}" if floor else "",
+        ]
+
     measure.print_table(
         f"{gpu.name()}: bf16 products {ceilings['bf16_operations'] / 1e12:.0f} TFLOP/s, "
-        f"copies {ceilings['bytes'] / 1e12:.2f} TB/s, both measured; path {paths[0]}",
-        ["projector, fp32 gradients", "(B, P, k)", "ms", "TFLOP/s", "floor, ms", "time / floor"],
-        table,
+        f"copies {ceilings['bytes'] / 1e12:.2f} TB/s, both measured",
+        ["projector", "path", "(B, P, k)", "ms", "TFLOP/s", "floor, ms", "time / floor"],
+        [row(record) for record in records],
     )
-    settings = {
-        "device": gpu.name(),
-        "paths": paths,
-        "ceilings": ceilings,
-        "errors": errors,
-        "variance": variance,
-    }
-    measure.write_json(json_path, "projection on cuda", settings, records)
+    print(f"\nAll paths give the same bits on random fp32 gradients: {same_bits}")
+    print("\nThe faster path:", *(f"  {line}" for line in recommend(records)), sep="\n")

@@ -33,7 +33,7 @@ def run(path: str, device: torch.device) -> None:
 def main() -> None:
     """Run every path that the build has for the device."""
     gpu = Rehearsal() if sys.argv[1:] == ["cpu"] else Gpu()
-    for path in find_paths(gpu):
+    for path in find_paths(gpu, plain=True):
         run(path, gpu.device)
         print(f"every kernel of {path} has run")
 
