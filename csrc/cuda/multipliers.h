@@ -113,7 +113,8 @@ Multiplier normal_warpgroup_tile(int64_t rows) {
     return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 8, 6, 2>>();
   }
   if (rows <= 32) {
-    return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 32, 4, 2>>();
+    constexpr int kBlocks = kPasses == 3 ? 1 : 2;  // its registers do not fit twice
+    return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 32, 4, kBlocks>>();
   }
   return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 64, 4, 1>>();
 }
