@@ -10,12 +10,13 @@ import shutil
 import pytest
 import torch
 
-from cuda_host.library import SOURCES
+from cuda_host.library import SOURCES, WARPGROUP
 from cuda_host.scoring_library import ScoringLibrary
 from trak_ext import _C, ops
 from trak_ext.solved_targets import SolvedTargets
 
-PRECISIONS = ["plain", "medium", "high", "highest"]
+MMA = ["medium", "high", "highest"]
+PRECISIONS = ["plain", *MMA, *(WARPGROUP + precision for precision in MMA)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 WIDE = torch.float64
 
@@ -23,6 +24,7 @@ WIDE = torch.float64
 # 2^-9 each; what two parts leave (2^-17) and the product that they drop (2^-16); fp32 arithmetic
 # with matrix instructions that truncate.
 TOLERANCE = {"plain": 2**-21, "medium": 2**-7.9, "high": 2**-15, "highest": 2**-21, WIDE: 2**-50}
+TOLERANCE |= {WARPGROUP + precision: TOLERANCE[precision] for precision in MMA}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_every_dtype_precision_and_tile(library, dtype, precision, checkpoints, 
 
 
 @pytest.mark.parametrize("name", ["coefficients", "weights"])
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_coefficients_and_weights_alone(library, name, precision):
     features, solved, scales = make(2, 20, 3, 20)
     check(library, features, solved, {name: scales[name]}, precision)
@@ -87,27 +89,27 @@ def test_fp64_throughout(library, dtype, scaled):
     check(library, [phi.to(dtype) for phi in features], solved, scales, "plain")
 
 
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_samples_around_tile_borders(library, precision):
     for rows in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257):
         check(library, *make(1, rows, 3, 18), precision)
 
 
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_targets_around_tile_borders(library, precision):
     for targets in (1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 129):
         check(library, *make(1, 5, targets, 18), precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("precision", ["plain", "highest"])
+@pytest.mark.parametrize("precision", ["plain", "highest", "warpgroup highest"])
 def test_features_around_step_borders(library, dtype, precision):
     for proj_dim in (1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 79, 81, 127, 128, 129):
         for checkpoints in (1, 2):
             check(library, *make(checkpoints, 3, 2, proj_dim, dtype), precision)
 
 
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_zero_sizes(library, precision):
     for checkpoints, rows, targets in ((1, 0, 3), (1, 3, 0), (1, 0, 0)):
         got = library.score(*make(checkpoints, rows, targets, 8, scaled=False)[:2])
@@ -137,18 +139,21 @@ def test_highest_keeps_what_two_parts_would_lose(library):
     for dtype in DTYPES:
         halves = [phi.to(dtype) for phi in features]
         scores, bound = exact(halves, solved)
-        errors = (library.score(halves, solved).double() - scores).abs() / bound
-        assert errors.max() <= 2**-22
-        high = library.score(halves, solved, precision="high").double()
-        assert 2**-19 < ((high - scores).abs() / bound).max() <= 2**-15.5
+        for path in ("", WARPGROUP):
+            highest = library.score(halves, solved, precision=path + "highest").double()
+            assert ((highest - scores).abs() / bound).max() <= 2**-22
+            high = library.score(halves, solved, precision=path + "high").double()
+            assert 2**-19 < ((high - scores).abs() / bound).max() <= 2**-15.5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strides_and_alignment_make_no_difference(library, dtype):
+@pytest.mark.parametrize("precision", ["highest", "warpgroup highest"])
+def test_strides_and_alignment_make_no_difference(library, dtype, precision):
     features, solved, scales = make(2, 20, 3, 37, dtype)
+    scales["precision"] = precision
     expected = library.score(features, solved, **scales)
     for shift in range(5):
-        for pitch in (37, 40, 44):
+        for pitch in (37, 40, 44, 48):
             moved = []
             for phi in features:
                 storage = torch.full((20 * pitch + 8,), float("nan"), dtype=dtype)
@@ -157,7 +162,7 @@ def test_strides_and_alignment_make_no_difference(library, dtype):
                 moved.append(rows[:, :37].copy_(phi))
             assert torch.equal(library.score(moved, solved, **scales), expected)
     broadcast = [phi[:1].expand(20, 37) for phi in features]
-    got = library.score(broadcast, solved)
+    got = library.score(broadcast, solved, precision=precision)
     assert torch.equal(got, got[:1].expand(20, 3))
     for out in (torch.ones(20, 9)[:, 2:5], torch.ones(40, 3)[::2], torch.ones(3, 20).T):
         assert torch.equal(library.score(features, solved, out=out, **scales), expected)
@@ -165,12 +170,12 @@ def test_strides_and_alignment_make_no_difference(library, dtype):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_launch_shape_makes_no_difference(library, precision):
-    # Tiles of 16 and of 64 targets, targets and checkpoints that fit in a launch, rows of a batch,
-    # the order of threads and blocks.
+    # Tiles of few and of many targets, targets and checkpoints that fit in a launch, rows of a
+    # batch, the order of threads and blocks, tiles that a block makes one after the other.
     features, solved, scales = make(3, 140, 70, 40)
     whole = library.score(features, solved, precision=precision, **scales)
     arguments = {"precision": precision, **scales}
-    tile = 64 * 48 * 2 * 3
+    tile = 64 * 64 * 2 * 3
     for workspace_bytes in (tile, 2 * tile, 3 * tile, 5 * tile):
         part = library.score(
             features,
@@ -180,9 +185,16 @@ def test_launch_shape_makes_no_difference(library, precision):
             **arguments,
         )
         assert torch.equal(part, whole)
-    for tile_for_targets in (1, 16, 17, 1000):
-        part = library.score(features, solved, tile_for_targets=tile_for_targets, **arguments)
-        assert torch.equal(part, whole)
+    for tile_for_targets in (1, 16, 17, 33, 1000):
+        for multiprocessors in (1, 3):
+            part = library.score(
+                features,
+                solved,
+                tile_for_targets=tile_for_targets,
+                multiprocessors=multiprocessors,
+                **arguments,
+            )
+            assert torch.equal(part, whole)
     for rows, targets in ((1, 1), (33, 70), (140, 9)):
         part = library.score(
             [phi[140 - rows :] for phi in features],
@@ -194,10 +206,21 @@ def test_launch_shape_makes_no_difference(library, precision):
         assert torch.equal(part, whole[140 - rows :, :targets])
 
 
-def test_more_checkpoints_than_a_launch_takes(library):
-    features, solved, scales = make(300, 9, 2, 5)
-    check(library, features, solved, scales, "highest")
-    check(library, features, solved, scales, "plain")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", MMA)
+def test_both_matrix_instructions_give_the_same_bits(library, dtype, precision):
+    # On the host they round alike; what is shown is that sums have the same terms in one order.
+    for shape in ((2, 200, 130, 150), (1, 70, 40, 64), (3, 30, 3, 33)):
+        features, solved, scales = make(*shape, dtype)
+        scales["precision"] = precision
+        expected = library.score(features, solved, **scales)
+        scales["precision"] = WARPGROUP + precision
+        assert torch.equal(library.score(features, solved, **scales), expected)
+
+
+@pytest.mark.parametrize("precision", ["plain", "highest", "warpgroup highest"])
+def test_more_checkpoints_than_a_launch_takes(library, precision):
+    check(library, *make(300, 9, 2, 5), precision)
 
 
 def best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,7 +228,7 @@ def best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :count], indices[:, :count]
 
 
-@pytest.mark.parametrize("precision", ["plain", "high", WIDE])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high", WIDE])
 @pytest.mark.parametrize(("rows", "targets", "count"), [(1, 1, 1), (300, 70, 7), (3000, 2, 1024)])
 def test_top_k_are_the_sorted_scores(library, precision, rows, targets, count):
     features, solved, scales = make(2, rows, targets, 20, WIDE if precision == WIDE else DTYPES[0])
@@ -239,10 +262,12 @@ def test_top_k_with_ties_up_to_all_samples(library, count):
     assert not bad
 
 
-def test_top_k_in_small_pieces(library):
+@pytest.mark.parametrize(("precision", "step"), [("highest", 16), ("warpgroup highest", 64)])
+def test_top_k_in_small_pieces(library, precision, step):
     # The least workspace: one group, one checkpoint and tile of targets at a time, slabs of 1024.
     features, solved, scales = make(2, 2500, 66, 6)
-    tile = 64 * 16 * 2 * 3 + 64 * (5 * 12 + 1024 * 4)
+    scales["precision"] = precision
+    tile = 64 * step * 2 * 3 + 64 * (5 * 12 + 1024 * 4)
     expected = best(library.score(features, solved, **scales), 5)
     got = library.top_k(features, solved, 5, workspace_bytes=tile, **scales)
     assert torch.equal(got[0], expected[0])

@@ -12,14 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import DTYPES, FLAGS, HOST, PASSES, SOURCES
+from .library import DTYPES, FLAGS, HOST, PASSES, PATHS, SOURCES, WARPGROUP
 
 HALVES = ("float16", "bfloat16")
 NO_HALF = """
 #include "scorers.h"
 trak_ext::Scorer<float> trak_ext::{name}_scorer(int, int64_t) {{ return {{}}; }}
+trak_ext::Scorer<float> trak_ext::{name}_warpgroup_scorer(int, int64_t) {{ return {{}}; }}
 """
 AMPLE = 2**22  # bytes of workspace
+
+
+def tiles_of(sources: Path, dtype: str) -> list[Path]:
+    """Return the files that compile the kernels for features of a dtype."""
+    return [sources / "cuda" / f"scoring_{dtype}{path}_tiles.cu" for path in ("", "_warpgroup")]
 
 
 class Scoring(ctypes.Structure):
@@ -46,7 +52,8 @@ class Scoring(ctypes.Structure):
         ("indices", ctypes.c_void_p),
         ("not_a_number", ctypes.c_void_p),
         ("wide", ctypes.c_int),
-        ("plain", ctypes.c_int),
+        ("path", ctypes.c_int),
+        ("multiprocessors", ctypes.c_int),
         ("order_seed", ctypes.c_uint64),
     ]
 
@@ -57,10 +64,10 @@ class ScoringLibrary:
     def __init__(self, folder: Path, sources: Path = SOURCES, halves: bool = True) -> None:
         library = folder / "scoring_host.so"
         files = [HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "scoring_host")]
-        files.append(sources / "cuda" / "scoring_float32_tiles.cu")
+        files += tiles_of(sources, "float32")
         for name in HALVES:
             if halves:
-                files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
+                files += tiles_of(sources, name)
             else:
                 files.append(folder / f"no_{name}.cpp")
                 files[-1].write_text(NO_HALF.format(name=name))
@@ -82,9 +89,12 @@ class ScoringLibrary:
         coefficients: Tensor | None = None,
         weights: Tensor | None = None,
         tile_for_targets: int | None = None,
+        multiprocessors: int = 1,
         order_seed: int = 1,
         **rest: Any,
     ) -> None:
+        path = "wgmma" if precision.startswith(WARPGROUP) else "mma"
+        path = "plain" if precision == "plain" else path
         num_checkpoints, num_targets, proj_dim = solved.shape
         num_train = features[0].shape[0] if features else 0
         assert all(phi.shape == (num_train, proj_dim) for phi in features)
@@ -104,13 +114,14 @@ class ScoringLibrary:
             feature_dtype=DTYPES[features[0].dtype] if features else 1,
             row_strides=ctypes.cast(strides, ctypes.c_void_p),
             solved=solved.data_ptr(),
-            parts=PASSES[precision],
+            parts=PASSES[precision.removeprefix(WARPGROUP)],
             workspace=workspace.data_ptr() + shift,
             workspace_bytes=workspace_bytes,
             features_bytes=max(reach, 0) * features[0].element_size() if features else 0,
             tile_for_targets=num_targets if tile_for_targets is None else tile_for_targets,
             wide=solved.dtype == torch.float64,
-            plain=precision == "plain",
+            path=PATHS.index(path),
+            multiprocessors=multiprocessors,
             order_seed=order_seed,
             **{name: tensor.data_ptr() for name, tensor in optional.items() if tensor is not None},
             **rest,
@@ -231,6 +242,8 @@ class ScoringLibrary:
             features_bytes=reach * (8 if dtype == 0 else 4 if dtype == 1 else 2),
             tile_for_targets=num_targets,
             wide=dtype == 0,
+            path=PATHS.index("mma"),
+            multiprocessors=1,
             **rest,
         )
         error = self._library.host_score(ctypes.byref(problem))

@@ -51,15 +51,15 @@ void Runner::publish_operand() {
 
 void Runner::begin_multiply(const uint32_t* a, const float* d) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
-  matrix.fenced_a = a;
   matrix.fenced_d = d;
-  std::memcpy(matrix.fenced_values, a, sizeof(matrix.fenced_values));
+  std::memcpy(matrix.fenced_a[a].data(), a, 4 * sizeof(uint32_t));
 }
 
 void Runner::multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
-  if (matrix.fenced_a != a ||
-      std::memcmp(matrix.fenced_values, a, sizeof(matrix.fenced_values)) != 0) {
+  const auto fenced = matrix.fenced_a.find(a);
+  if (fenced == matrix.fenced_a.end() ||
+      std::memcmp(fenced->second.data(), a, 4 * sizeof(uint32_t)) != 0) {
     fault("a matrix instruction whose first operand changed since the last fence");
   }
   const auto hidden = matrix.hidden.find(d);
