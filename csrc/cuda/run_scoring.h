@@ -15,7 +15,7 @@
 namespace trak_ext {
 
 constexpr int64_t kSlabRowsMin = 1024;  // samples whose scores wait for the running top-k
-constexpr int64_t kSelectBlocksWanted = 256;
+constexpr int64_t kSelectBlocksWanted = 512;
 constexpr int64_t kGroupsMax = 64;
 constexpr int64_t kLaunchBlocksMax = int64_t{1} << 30;
 

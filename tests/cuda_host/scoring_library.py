@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import DTYPES, FLAGS, HOST, PASSES, PATHS, SOURCES, WARPGROUP
+from .library import (
+    DTYPES,
+    HOST,
+    PASSES,
+    PATHS,
+    SOURCES,
+    WARPGROUP,
+    build_runner,
+    compile_host,
+)
 
-HALVES = ("float16", "bfloat16")
-NO_HALF = """
+# What precisions are prefixed with to name the other path.
+MMA = ""
+SCORER = """
 #include "scorers.h"
-trak_ext::Scorer<float> trak_ext::{name}_scorer(int, int64_t) {{ return {{}}; }}
-trak_ext::Scorer<float> trak_ext::{name}_warpgroup_scorer(int, int64_t) {{ return {{}}; }}
+trak_ext::Scorer<float> trak_ext::{name}_scorer(int parts, int64_t targets) {{
+  (void)parts, (void)targets;
+  return {scorer};
+}}
 """
+# A few kernels for fp32 features alone, to build sooner: "highest", and of the warpgroup's "high".
+ONE_PATH = {
+    MMA: "tile_scorer<DType::kFloat32, 3>(targets)",
+    WARPGROUP: """parts == 2
+      ? scorer_of_warpgroup_tile<WarpgroupScoringTile<DType::kFloat32, 2, 32, 2, 2>>()
+      : scorer_of_warpgroup_tile<WarpgroupScoringTile<DType::kFloat32, 3, 32, 2, 2>>()""",
+}
 AMPLE = 2**22  # bytes of workspace
-
-
-def tiles_of(sources: Path, dtype: str) -> list[Path]:
-    """Return the files that compile the kernels for features of a dtype."""
-    return [sources / "cuda" / f"scoring_{dtype}{path}_tiles.cu" for path in ("", "_warpgroup")]
 
 
 class Scoring(ctypes.Structure):
@@ -59,21 +71,29 @@ class Scoring(ctypes.Structure):
 
 
 class ScoringLibrary:
-    """The kernels of one source tree, all of them or, to build sooner, those for fp32 features."""
+    """The kernels of one source tree, or a few of one path (see ONE_PATH)."""
 
-    def __init__(self, folder: Path, sources: Path = SOURCES, halves: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sources: Path = SOURCES,
+        only: str | None = None,
+        runner: list[str] | None = None,
+    ) -> None:
         library = folder / "scoring_host.so"
-        files = [HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "scoring_host")]
-        files += tiles_of(sources, "float32")
-        for name in HALVES:
-            if halves:
-                files += tiles_of(sources, name)
-            else:
-                files.append(folder / f"no_{name}.cpp")
-                files[-1].write_text(NO_HALF.format(name=name))
-        includes = [f"-I{sources / 'cuda'}", f"-I{HOST}"]
-        command = [os.environ.get("CXX", "c++"), *FLAGS, *includes, "-x", "c++"]
-        subprocess.run([*command, *map(str, files), "-o", str(library)], check=True)
+        runner = runner or build_runner(folder)
+        files = [HOST / "scoring_host.cpp"]
+        for dtype in ("float32", "float16", "bfloat16"):
+            for path in (MMA, WARPGROUP):
+                name = dtype + ("_warpgroup" if path == WARPGROUP else "")
+                if only is None:
+                    files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
+                else:
+                    scorer = ONE_PATH[path] if (dtype, path) == ("float32", only) else "{}"
+                    files.append(folder / f"one_path_{name}.cpp")
+                    files[-1].write_text(SCORER.format(name=name, scorer=scorer))
+        flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
+        compile_host([*flags, *map(str, files), "-x", "none", *runner, "-o", str(library)])
         self._library = ctypes.CDLL(str(library))
         self._library.host_score.restype = ctypes.c_char_p
         self._library.host_sizeof_scoring.restype = ctypes.c_int64
