@@ -128,7 +128,8 @@ int64_t scoring_workspace_bytes(const Scorer<T>& scorer, const CudaScoringProble
 inline Scorer<float> choose_warpgroup_scorer(const CudaScoringProblem<float>& problem,
                                              int64_t count, int64_t workspace_bytes,
                                              int multiprocessors) {
-  Scorer<float> scorer = warpgroup_scorer(problem.feature_dtype, problem.parts, problem.num_targets);
+  Scorer<float> scorer =
+      warpgroup_scorer(problem.feature_dtype, problem.parts, problem.num_targets);
   if (tile_workspace(scorer, problem, count, 1) > workspace_bytes) {
     scorer = warpgroup_scorer(problem.feature_dtype, problem.parts,
                               std::min<int64_t>(problem.num_targets, kManyTargets));
@@ -184,8 +185,7 @@ void run_score_part(const Scorer<T>& scorer, const CudaScoringProblem<T>& proble
       const uint64_t odd = reinterpret_cast<uintptr_t>(launch.features[m].data) |
                            static_cast<uint64_t>(launch.features[m].row_stride * bytes);
       launch.aligned_quads &= odd % static_cast<uint64_t>(4 * bytes) == 0;
-      launch.aligned_pieces &=
-          odd % 16 == 0 && launch.features[m].row_stride <= INT32_MAX / bytes;
+      launch.aligned_pieces &= odd % 16 == 0 && launch.features[m].row_stride <= INT32_MAX / bytes;
     }
     if (scorer.split && checkpoints > 0 && !(packed_before && checkpoints == all)) {
       const int64_t threads = packed_bytes(scorer, problem, part.targets) / 2 / scorer.parts /
@@ -197,10 +197,9 @@ void run_score_part(const Scorer<T>& scorer, const CudaScoringProblem<T>& proble
       launch.first_row = part.first_row + row;
       launch.rows = std::min(rows_max, part.rows - row);
       launch.out = out.data + row * out.row_stride;
-      launch.tiles =
-          static_cast<int32_t>(divide_up(launch.rows, scorer.tile_rows) * target_tiles);
-      launch.blocks = scorer.blocks_max > 0 ? std::min(launch.tiles, scorer.blocks_max)
-                                            : launch.tiles;
+      launch.tiles = static_cast<int32_t>(divide_up(launch.rows, scorer.tile_rows) * target_tiles);
+      launch.blocks =
+          scorer.blocks_max > 0 ? std::min(launch.tiles, scorer.blocks_max) : launch.tiles;
       device::launch(scorer.kernel, launch.blocks, scorer.threads, scorer.shared_bytes, stream,
                      launch);
     }

@@ -72,9 +72,12 @@ Scorer<float> scorer_of_warpgroup_tile() {
 
 template <DType kDType, int kParts>
 Scorer<float> warpgroup_tile_scorer(int64_t targets) {
-  if (targets <= 16) return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, 16, 2, 2>>();
-  if (targets <= 32) return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, 32, 2, 2>>();
-  if (targets <= 64) return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, 64, 2, 2>>();
+  if (targets <= 16)
+    return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, 16, 2, 2>>();
+  if (targets <= 32)
+    return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, 32, 2, 2>>();
+  if (targets <= 64)
+    return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, 64, 2, 2>>();
   return scorer_of_warpgroup_tile<WarpgroupScoringTile<kDType, kParts, kMostTargets, 3, 1>>();
 }
 

@@ -35,9 +35,8 @@ Scorer<T> choose_scorer(const CudaScoringProblem<T>& problem, int64_t count,
   if constexpr (std::is_same_v<T, float>) {
     const CudaPath path = scoring_path(device);
     if (path == CudaPath::kWgmma) {
-      return choose_warpgroup_scorer(
-          problem, count, workspace_bytes,
-          device_attribute(cudaDevAttrMultiProcessorCount, device));
+      return choose_warpgroup_scorer(problem, count, workspace_bytes,
+                                     device_attribute(cudaDevAttrMultiProcessorCount, device));
     }
     if (path == CudaPath::kMma) {
       return tensor_core_scorer(problem.feature_dtype, problem.parts, problem.num_targets);
@@ -71,16 +70,18 @@ template <class T>
 void cuda_score(const CudaScoringProblem<T>& problem, T* out, int64_t row_stride,
                 int64_t target_stride, const ScoringWorkspace& workspace, const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
-  run_score(choose_scorer(problem, 0, workspace.bytes, queue.device), problem, {out, row_stride, target_stride},
-            workspace, reinterpret_cast<cudaStream_t>(queue.stream));
+  run_score(choose_scorer(problem, 0, workspace.bytes, queue.device), problem,
+            {out, row_stride, target_stride}, workspace,
+            reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
 template <class T>
 void cuda_top_k(const CudaScoringProblem<T>& problem, int64_t count, T* values, int64_t* indices,
                 int32_t* not_a_number, const ScoringWorkspace& workspace, const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
-  run_top_k(choose_scorer(problem, count, workspace.bytes, queue.device), problem, count, {values, indices}, not_a_number,
-            workspace, reinterpret_cast<cudaStream_t>(queue.stream));
+  run_top_k(choose_scorer(problem, count, workspace.bytes, queue.device), problem, count,
+            {values, indices}, not_a_number, workspace,
+            reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
 template int64_t cuda_scoring_workspace_bytes<float>(const CudaScoringProblem<float>&, int64_t,

@@ -40,8 +40,8 @@ struct ScoringTile {
   static constexpr int kFeatureBytes = kQuads * kThreads * kQuadBytes;  // a step
   static constexpr int kTargetBytes = kTargetParts * kTargets * kStepFeatures * 2;
   static constexpr int kSlotBytes = kFeatureBytes + kTargetBytes;
-  // Steps in shared memory: two blocks find room in the 100 KiB of sm_86, 89 and 120, 1 KiB of which
-  // every block costs.
+  // Steps in shared memory: two blocks find room in the 100 KiB of sm_86, 89 and 120, 1 KiB of
+  // which every block costs.
   static constexpr int kSlots = 4 * kSlotBytes <= 49 * 1024 ? 4 : 3;
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
   static_assert(kSharedBytes <= 49 * 1024, "two blocks a multiprocessor");

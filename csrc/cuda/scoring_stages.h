@@ -2,9 +2,9 @@
 // memory, a stage of two steps a slot, filled by asynchronous copies of 16 bytes.
 //
 // A stage has the features of the block's samples as they are stored, [2 steps, rows, 16 features],
-// and the parts of its targets (split_operand_kernel in split_targets_kernel.h), one piece of memory.
-// Stages follow one another through a tile's checkpoints and on into the block's next tile, so that
-// the copies never pause.
+// and the parts of its targets (split_operand_kernel in split_targets_kernel.h), one piece of
+// memory. Stages follow one another through a tile's checkpoints and on into the block's next tile,
+// so that the copies never pause.
 #pragma once
 
 #include "device.h"
@@ -56,8 +56,7 @@ class ScoringStages {
 
   // Where a lane's four features of a step are, of a sample and 4 slot .. + 3.
   TRAK_EXT_DEVICE static int quad_offset(int row, int step, int slot) {
-    return step * Tile::kStepFeatureBytes +
-           (row * kStepFeatures + 4 * slot) * Tile::kElementBytes;
+    return step * Tile::kStepFeatureBytes + (row * kStepFeatures + 4 * slot) * Tile::kElementBytes;
   }
 
  private:
@@ -86,7 +85,8 @@ class ScoringStages {
     const int piece = device::thread_index() % kPieces;
     const int first_row = device::thread_index() / kPieces;
     const int64_t row_bytes = launch_.features[checkpoint_].row_stride * Tile::kElementBytes;
-    const int64_t left = launch_.proj_dim - stage_ * int64_t{kStageFeatures} - piece * kPieceElements;
+    const int64_t left =
+        launch_.proj_dim - stage_ * int64_t{kStageFeatures} - piece * kPieceElements;
     to += quad_offset(first_row, piece * kPieceElements / kStepFeatures, 0) +
           piece * kPieceElements % kStepFeatures * Tile::kElementBytes;
     // Samples that do not exist are the last one again; their scores go nowhere.
@@ -94,7 +94,8 @@ class ScoringStages {
       const auto pitch = static_cast<uint32_t>(row_bytes);
 #pragma unroll
       for (int i = 0; i < Tile::kRows; i += kRowStep) {
-        const auto row = static_cast<uint32_t>(first_row + i < last_row_ ? first_row + i : last_row_);
+        const auto row =
+            static_cast<uint32_t>(first_row + i < last_row_ ? first_row + i : last_row_);
         device::copy_async<kPieceBytes>(to + quad_offset(i, 0, 0), from_ + uint64_t{row} * pitch);
       }
     } else {

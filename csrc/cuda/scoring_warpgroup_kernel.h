@@ -2,8 +2,8 @@
 // targets [16, kTargets] that the tensor core reads from shared memory by itself.
 //
 // As in scoring_kernel.h a lane splits the features that it multiplies, (g, t) having features
-// 4t .. 4t + 3 of a step, and the sums have the same terms in the same order: products of parts from
-// the smallest on, step by step, and after kFlushSteps of them one fp32 addition.
+// 4t .. 4t + 3 of a step, and the sums have the same terms in the same order: products of parts
+// from the smallest on, step by step, and after kFlushSteps of them one fp32 addition.
 #pragma once
 
 #include "device.h"
@@ -138,8 +138,7 @@ TRAK_EXT_DEVICE void load_sums(const ScoringLaunch<float>& launch, int tile,
     for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
   }
   if (!launch.add) return;
-  const ScoresOfLane scores(launch,
-                            locate_scoring_tile(launch, tile, Tile::kRows, Tile::kTargets));
+  const ScoresOfLane scores(launch, locate_scoring_tile(launch, tile, Tile::kRows, Tile::kTargets));
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float* from = scores.out + 8 * half * launch.out_row_stride;
@@ -159,8 +158,7 @@ TRAK_EXT_DEVICE void load_sums(const ScoringLaunch<float>& launch, int tile,
 template <class Tile>
 TRAK_EXT_DEVICE void store_sums(const ScoringLaunch<float>& launch, int tile,
                                 WarpgroupSums<Tile>& sums) {
-  const ScoresOfLane scores(launch,
-                            locate_scoring_tile(launch, tile, Tile::kRows, Tile::kTargets));
+  const ScoresOfLane scores(launch, locate_scoring_tile(launch, tile, Tile::kRows, Tile::kTargets));
   // Two targets at a time where they are neighbours in memory.
   const bool pairs = launch.out_target_stride == 1 && launch.out_row_stride % 2 == 0 &&
                      reinterpret_cast<uintptr_t>(launch.out) % 8 == 0;
@@ -168,9 +166,9 @@ TRAK_EXT_DEVICE void store_sums(const ScoringLaunch<float>& launch, int tile,
   for (int half = 0; half < 2; ++half) {
     if (8 * half >= scores.samples) continue;
     float* to = scores.out + 8 * half * launch.out_row_stride;
-    const float weight = launch.weights ? device::load_global<float>(launch.weights +
-                                                                     scores.sample + 8 * half)
-                                        : 1.0f;
+    const float weight = launch.weights
+                             ? device::load_global<float>(launch.weights + scores.sample + 8 * half)
+                             : 1.0f;
 #pragma unroll
     for (int n = 0; n < Tile::kTargetTiles; ++n) {
       const float first = weight * sums[n][2 * half], second = weight * sums[n][2 * half + 1];
@@ -238,8 +236,8 @@ TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, ScoringStages<Tile>
   device::publish_operand();
   device::block_barrier();
   constexpr bool kEnds = Tile::kTurnStages % 2 == 1 || (kStage + Tile::kSlots) % 2 == 1;
-  fetch.template next<kEnds>(
-      shared + (slot < 2 ? slot + Tile::kSlots - 2 : slot - 2) * Tile::kSlotBytes);
+  fetch.template next<kEnds>(shared +
+                             (slot < 2 ? slot + Tile::kSlots - 2 : slot - 2) * Tile::kSlotBytes);
   const char* from = shared + slot * Tile::kSlotBytes;
 #pragma unroll
   for (int i = 0; i < kStageSteps; ++i) {
@@ -263,7 +261,8 @@ TRAK_EXT_DEVICE void score_with_warpgroups(const ScoringLaunch<float>& launch) {
   ScoringStages<Tile> fetch(launch);
   for (int i = 0; i + 2 < Tile::kSlots; ++i) fetch.next(shared + i * Tile::kSlotBytes);
   int slot = 0;
-  for (auto tile = static_cast<int>(device::block_index()); tile < launch.tiles; tile += launch.blocks) {
+  for (auto tile = static_cast<int>(device::block_index()); tile < launch.tiles;
+       tile += launch.blocks) {
     WarpgroupSums<Tile> sums;
     load_sums<Tile>(launch, tile, sums);
     for (int checkpoint = 0; checkpoint < launch.checkpoints; ++checkpoint) {

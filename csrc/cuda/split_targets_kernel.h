@@ -1,5 +1,5 @@
-// Splits the targets of a launch into bf16 parts, once, in the order in which a scoring kernel reads
-// them. Targets and features that do not exist are zero.
+// Splits the targets of a launch into bf16 parts, once, in the order in which a scoring kernel
+// reads them. Targets and features that do not exist are zero.
 #pragma once
 
 #include "device.h"
@@ -72,8 +72,8 @@ split_targets_kernel(TRAK_EXT_KERNEL_ARGUMENT ScoringLaunch<float> launch) {
 }
 
 // For scoring_warpgroup_kernel.h: packed[target tile][checkpoint][step][part][half][8 targets][8
-// bf16]. Half 0 has features 4t and 4t + 1 of the step for each t < 4, half 1 has 4t + 2 and 4t + 3:
-// what a lane's registers meet.
+// bf16]. Half 0 has features 4t and 4t + 1 of the step for each t < 4, half 1 has 4t + 2 and 4t +
+// 3: what a lane's registers meet.
 template <int kParts, int kTileTargets>
 TRAK_EXT_KERNEL(kSplitThreads, 1)
 split_operand_kernel(TRAK_EXT_KERNEL_ARGUMENT ScoringLaunch<float> launch) {

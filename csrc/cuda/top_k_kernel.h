@@ -3,9 +3,9 @@
 // groups'.
 //
 // Candidates are in a total order, by value descending and then by index ascending, so the best k
-// are the same set whatever came first and however samples were cut. A block compares many at a time
-// with the k-th best that it has, which soon leaves none, collects those that are better, and sorts
-// when they are so many that the k-th best would be much better, or have no room.
+// are the same set whatever came first and however samples were cut. A block compares many at a
+// time with the k-th best that it has, which soon leaves none, collects those that are better, and
+// sorts when they are so many that the k-th best would be much better, or have no room.
 #pragma once
 
 #include "device.h"
@@ -109,7 +109,13 @@ class RunningTopK {
 #pragma unroll 1
       for (int i = 0; i < kMany; ++i) {
         if (count_ + pending_ + kTopKThreads > places_) sort();
-        offer_one((taken >> i & 1u) != 0, candidate_of(i));
+        // Registers have no index.
+        Candidate<T> candidate = candidate_of(0);
+#pragma unroll
+        for (int j = 1; j < kMany; ++j) {
+          if (j == i) candidate = candidate_of(j);
+        }
+        offer_one((taken >> i & 1u) != 0, candidate);
       }
     }
     if (2 * pending_ >= count_) sort();
@@ -225,7 +231,7 @@ constexpr int kScoresAtOnce = 64 / static_cast<int>(sizeof(T));
 
 // A block a target and group.
 template <class T>
-TRAK_EXT_KERNEL(kTopKThreads, 1)
+TRAK_EXT_KERNEL(kTopKThreads, 3)
 select_kernel(TRAK_EXT_KERNEL_ARGUMENT SelectLaunch<T> launch) {
   const int64_t target = device::block_index() / launch.groups;
   const int64_t group = device::block_index() % launch.groups;
@@ -262,9 +268,8 @@ select_kernel(TRAK_EXT_KERNEL_ARGUMENT SelectLaunch<T> launch) {
     const int64_t mine = (left + kTopKThreads - 1) / kTopKThreads;
     const uint32_t has = left <= 0 ? 0u : mine >= kMany ? ~0u : (1u << mine) - 1u;
     const int64_t index = launch.first_index + first + device::thread_index();
-    best.template offer<kMany>(has, [&](int i) {
-      return Candidate<T>{values[i], index + i * kTopKThreads};
-    });
+    best.template offer<kMany>(
+        has, [&](int i) { return Candidate<T>{values[i], index + i * kTopKThreads}; });
   }
   if (not_a_number) device::store_global<int32_t>(launch.not_a_number, 1);
   best.sort();

@@ -40,7 +40,7 @@ struct HostScoring {
   int64_t* indices;
   int32_t* not_a_number;
   int wide;
-  int path;            // as trak_ext::CudaPath
+  int path;             // as trak_ext::CudaPath
   int multiprocessors;  // of the device that is played: tiles are shared among its blocks
   uint64_t order_seed;
 };
