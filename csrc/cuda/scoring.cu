@@ -61,7 +61,9 @@ int64_t cuda_scoring_workspace_bytes(const CudaScoringProblem<T>& problem, int64
           warpgroup_scorer(dtype, problem.parts, std::min<int64_t>(targets, kManyTargets))}) {
       bytes = std::max(bytes, scoring_workspace_bytes(scorer, problem, count, limit));
     }
-    return bytes;
+    const int64_t wanted =
+        wanted_workspace(warpgroup_scorer(dtype, problem.parts, targets), problem, count);
+    return bytes == 0 ? 0 : std::max(bytes, std::min(limit, wanted));
   }
   return scoring_workspace_bytes(plain_scorer<T>(), problem, count, limit);
 }
