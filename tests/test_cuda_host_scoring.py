@@ -304,6 +304,15 @@ def test_poison_stays_in_its_sample_and_nan_is_flagged(library, precision, dtype
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_infinite_coefficient_scales_what_there_is(library, precision):
+    features = [torch.ones(3, 200), torch.ones(3, 200)]
+    scales = {"coefficients": torch.ones(2, 3)}
+    scales["coefficients"][1, 1] = float("inf")
+    got = library.score(features, torch.ones(2, 2, 200), precision=precision, **scales)
+    assert torch.equal(got, torch.tensor([[400.0], [float("inf")], [400.0]]).expand(3, 2))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_largest_floats_stay_finite(library, precision):
     largest = torch.finfo(torch.float32).max
     features = [torch.tensor([[largest], [-largest]])]
@@ -396,7 +405,7 @@ WARPGROUP_FAULTS = {
     ),
     "registers made anew without a wait": (
         "scoring_warpgroup_kernel.h",
-        "    device::wait_multiplied<0>();\n",
+        "      device::wait_multiplied<0>();\n",
         "",
         "a register of a matrix instruction changed",
     ),
@@ -405,6 +414,12 @@ WARPGROUP_FAULTS = {
         "  device::finish_multiply(products);\n",
         "",
         "changed|under way|since the last fence|may read it",
+    ),
+    "a checkpoint's last products left": (
+        "scoring_warpgroup_kernel.h",
+        "      if (Tile::kFlushesLate) flush_products<Tile>(shared, false, products, sums);\n",
+        "",
+        "changed|under way|since the last fence",
     ),
     "a step that starts from nothing": (
         "scoring_warpgroup_kernel.h",

@@ -1,9 +1,9 @@
 // Scores by the warpgroup's matrix instruction (sm_90a): features [64, 16] in registers times
 // targets [16, kTargets] that the tensor core reads from shared memory by itself.
 //
-// As in scoring_kernel.h a lane splits the features that it multiplies, (g, t) having features
-// 4t .. 4t + 3 of a step, and the sums have the same terms in the same order: products of parts
-// from the smallest on, step by step, and after kFlushSteps of them one fp32 addition.
+// As in scoring_kernel.h a lane splits the features that it multiplies, (g, t) having features 4t
+// .. 4t + 3 of a step, and the sums have the same terms in the same order: products of parts from
+// the smallest on, step by step, and after kFlushSteps of them one fp32 addition.
 #pragma once
 
 #include "device.h"
@@ -50,6 +50,10 @@ struct WarpgroupScoringTile {
   // Three parts are wanted for accuracy: their sums leave after every step.
   static constexpr int kFlushSteps = kParts_ == 3 ? 1 : trak_ext::kFlushSteps;
   static_assert(kSlots >= 3, "one slot is multiplied, one may still be, one is filled");
+  // Whether products leave only when the next step's features are wanted, so that the tensor cores
+  // work on them across a barrier; with two or three parts of the features in flight as well as
+  // three of the targets registers are too short for that.
+  static constexpr bool kFlushesLate = kParts_ < 3 || kFeatureParts == 1;
   // Stages that a turn of the main loop multiplies: no products outlast it.
   static constexpr int kTurnStages = kFlushSteps > kStageSteps ? kFlushSteps / kStageSteps : 1;
   static_assert(kPeriodStages % kTurnStages == 0, "every turn is a whole one");
@@ -210,11 +214,13 @@ TRAK_EXT_DEVICE void load_scales(const ScoringLaunch<float>& launch, int tile, i
   device::store_shared<Words2>(scales_of_lane<Tile>(shared), scales);
 }
 
-// Moves products into the sums, times the checkpoint's coefficient of each sample.
+// Waits for the products under way and moves them into the sums, times the checkpoint's coefficient
+// of each sample; `none` if they are zeros.
 template <class Tile>
-TRAK_EXT_DEVICE void flush_products(char* shared, WarpgroupSums<Tile>& products,
+TRAK_EXT_DEVICE void flush_products(char* shared, bool none, WarpgroupSums<Tile>& products,
                                     WarpgroupSums<Tile>& sums) {
-  const auto scales = device::load_shared<Words2>(scales_of_lane<Tile>(shared));
+  auto scales = device::load_shared<Words2>(scales_of_lane<Tile>(shared));
+  if (none) scales = {{0, 0}};  // a coefficient that is not finite makes no score of nothing
   device::finish_multiply(products);
 #pragma unroll
   for (int n = 0; n < Tile::kTargetTiles; ++n) {
@@ -225,9 +231,11 @@ TRAK_EXT_DEVICE void flush_products(char* shared, WarpgroupSums<Tile>& products,
   }
 }
 
-// Waits for a turn's stage, starts the fetch of a later one and multiplies it.
+// Waits for a turn's stage, starts the fetch of a later one and multiplies it. The tensor cores
+// work on the products of the stage before across the barrier: flushed before it, all warpgroups
+// would come to it together, without work for them.
 template <class Tile, int kStage>
-TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, ScoringStages<Tile>& fetch,
+TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, bool first, ScoringStages<Tile>& fetch,
                                     uint32_t (&a)[Tile::kFeatureParts][4],
                                     WarpgroupSums<Tile>& products, WarpgroupSums<Tile>& sums) {
   // After this barrier the stage is there for all. Of the stage before products may be under way
@@ -242,13 +250,17 @@ TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, ScoringStages<Tile>
 #pragma unroll
   for (int i = 0; i < kStageSteps; ++i) {
     const int step = kStage * kStageSteps + i;
-    device::wait_multiplied<0>();
+    if (Tile::kFlushesLate && step % Tile::kFlushSteps == 0) {
+      flush_products<Tile>(shared, first && step == 0, products, sums);
+    } else {
+      device::wait_multiplied<0>();
+    }
     load_features<Tile>(from, i, a);
     start_step<Tile>(device::describe_operand(from + Tile::kFeatureBytes + i * Tile::kStepBytes,
                                               Tile::kHalfBytes, Tile::kCoreBytes),
                      step % Tile::kFlushSteps == 0, a, products);
-    if (step % Tile::kFlushSteps == Tile::kFlushSteps - 1) {
-      flush_products<Tile>(shared, products, sums);
+    if (!Tile::kFlushesLate && step % Tile::kFlushSteps == Tile::kFlushSteps - 1) {
+      flush_products<Tile>(shared, false, products, sums);
     }
   }
   slot = slot + 1 == Tile::kSlots ? 0 : slot + 1;
@@ -267,15 +279,16 @@ TRAK_EXT_DEVICE void score_with_warpgroups(const ScoringLaunch<float>& launch) {
     load_sums<Tile>(launch, tile, sums);
     for (int checkpoint = 0; checkpoint < launch.checkpoints; ++checkpoint) {
       load_scales<Tile>(launch, tile, checkpoint, shared);
+      WarpgroupSums<Tile> products = {};  // that the first turn finds
+      uint32_t a[Tile::kFeatureParts][4];
 #pragma unroll 1
-      for (int turn = launch.stages / Tile::kTurnStages; turn > 0; --turn) {
-        WarpgroupSums<Tile> products;
-        uint32_t a[Tile::kFeatureParts][4];
-        multiply_stage<Tile, 0>(shared, slot, fetch, a, products, sums);
+      for (int turn = 0; turn < launch.stages / Tile::kTurnStages; ++turn) {
+        multiply_stage<Tile, 0>(shared, slot, turn == 0, fetch, a, products, sums);
         if constexpr (Tile::kTurnStages == 2) {
-          multiply_stage<Tile, 1>(shared, slot, fetch, a, products, sums);
+          multiply_stage<Tile, 1>(shared, slot, false, fetch, a, products, sums);
         }
       }
+      if (Tile::kFlushesLate) flush_products<Tile>(shared, false, products, sums);
     }
     store_sums<Tile>(launch, tile, sums);
   }
