@@ -51,22 +51,26 @@ class Kernel:
     @property
     def path(self) -> str:
         """Return the path that the kernel belongs to, as TRAK_EXT_CUDA_PATH names it."""
-        return "wgmma" if "WarpgroupTile" in self.name else "mma"
+        return "wgmma" if re.search(r"Warpgroup(Scoring)?Tile", self.name) else "mma"
 
     @property
     def scoring_tile(self) -> tuple[str, int, int] | None:
-        """Return (feature dtype, parts of the targets, targets) of a scoring kernel, else None."""
+        """Return (feature dtype, parts of the targets, targets) of a scoring kernel, else None.
+
+        As with `tile`, what is a trap is none.
+        """
         found = re.search(r"ScoringTileILNS_5DTypeE(\d)ELi(\d+)ELi(\d+)E", self.name)
-        if found is None:
+        if found is None or (self.path == "wgmma" and not self.opcodes["HGMMA"]):
             return None
-        return ("fp64", "fp32", "fp16", "bf16")[int(found[1])], int(found[2]), 8 * int(found[3])
+        targets = int(found[3]) * (1 if self.path == "wgmma" else 8)
+        return ("fp64", "fp32", "fp16", "bf16")[int(found[1])], int(found[2]), targets
 
     @property
     def label(self) -> str:
         """Return the name for the table."""
         if self.scoring_tile is not None:
             dtype, parts, targets = self.scoring_tile
-            return f"scoring {dtype} x{parts} [{targets} targets]"
+            return f"{self.path} scoring {dtype} x{parts} [{targets} targets]"
         if self.tile is None:
             found = re.search(r"\d([a-z_]+_kernel)(ILNS_4KindE(\d))?", self.name)
             if found is None:

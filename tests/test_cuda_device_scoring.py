@@ -33,11 +33,26 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :k], indices[:, :k]
 
 
+@pytest.fixture(params=["plain", "mma", "wgmma"])
+def path(request, monkeypatch):
+    """Make scoring of fp32 take one path, which the device and build must have."""
+    monkeypatch.setenv("TRAK_EXT_CUDA_PATH", request.param)
+    try:
+        trak_ext.score(torch.ones(1, 2, 8).cuda(), torch.ones(1, 1, 8).cuda(), damping=1.0)
+    except ValueError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
 @device
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("precision", TOLERANCE)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1000, 70, 200), (3, 129, 16, 65)])
-def test_scores_agree_with_fp64(dtype, precision, shape):
+@pytest.mark.parametrize(
+    "shape",
+    # The last two: the smallest tiles and the largest, several of them a block.
+    [(1, 1, 1, 1), (2, 1000, 70, 200), (3, 129, 16, 65), (2, 777, 30, 64), (1, 60_000, 300, 192)],
+)
+def test_scores_agree_with_fp64(path, dtype, precision, shape):
     m, n, t, k = shape
     train, targets, weights, _ = problem(m, n, t, k, dtype)
     got = trak_ext.score(train.cuda(), targets.cuda(), weights.cuda(), precision=precision)
@@ -83,15 +98,27 @@ def test_top_k_are_the_sorted_scores(dtype, k, largest, monkeypatch):
 
 
 @device
-def test_workspace_and_batch_make_no_difference(monkeypatch):
+def test_workspace_and_batch_make_no_difference(path, monkeypatch):
     train, targets, weights, _ = (x.cuda() for x in problem(3, 700, 150, 90))
     kernel = trak_ext.kernel_matrix(train)
     whole = trak_ext.score(train, targets, weights, kernel=kernel)
     for workspace in (0, 10**5, 10**6):
         monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", workspace)
         assert torch.equal(trak_ext.score(train, targets, weights, kernel=kernel), whole)
-    part = trak_ext.score(train[:, 5:77], targets[:, :9], weights[:, 5:77], kernel=kernel)
-    assert torch.equal(part, whole[5:77, :9])
+    for rows, count in ((slice(5, 77), 9), (slice(5, 6), 1), (slice(300, 700), 33), (slice(9), 65)):
+        part = trak_ext.score(train[:, rows], targets[:, :count], weights[:, rows], kernel=kernel)
+        assert torch.equal(part, whole[rows, :count])
+
+
+@device
+def test_every_path_keeps_the_largest_scores_of_the_same_samples(path):
+    train, targets, weights, _ = (x.cuda() for x in problem(1, 50_000, 40, 100))
+    scores = trak_ext.score(train, targets, weights)
+    for k in (1, 10, 300):
+        got = trak_ext.top_k(train, targets, k, weights)
+        values, indices = best(scores, k)
+        assert torch.equal(got.values, values)
+        assert torch.equal(got.indices, indices)
 
 
 @device
@@ -195,8 +222,9 @@ def test_workspace_is_bounded(wide):
     assert size(10**9, 10**6, 8192, 0) == (0 if wide else 256 * 2**20)
     assert size(10**9, 10**6, 8192, 1024) == 256 * 2**20
     assert size(2**40, 2**40, 2**20, 1024) <= 512 * 2**20  # a tile of targets needs more
-    assert size(100, 20, 16, 0) == (0 if wide else 64 * 16 * 2 * 3 * 10)
-    assert size(100, 20, 16, 0, limit=0) == (0 if wide else 64 * 16 * 2 * 3)
+    # Tiles of 64 targets and 16 features, or of 32 and 64: what either path needs.
+    assert size(100, 20, 16, 0) == (0 if wide else 32 * 64 * 2 * 3 * 10)
+    assert size(100, 20, 16, 0, limit=0) == (0 if wide else 32 * 64 * 2 * 3)
     assert size(0, 20, 16, 5) == size(100, 0, 16, 5) == 0
 
 

@@ -5,17 +5,21 @@ What a GPU would forgive is an error here: see cuda_host/device_host.h.
 
 from __future__ import annotations
 
+import functools
+import re
 import shutil
 
 import pytest
 import torch
 
-from cuda_host.library import SOURCES
+from cuda_host.library import SOURCES, WARPGROUP, build_runner
+from cuda_host.scoring_library import MMA as MMA_PATH
 from cuda_host.scoring_library import ScoringLibrary
 from trak_ext import _C, cuda_paths, ops
 from trak_ext.solved_targets import SolvedTargets
 
-PRECISIONS = ["plain", "medium", "high", "highest"]
+MMA = ["medium", "high", "highest"]
+PRECISIONS = ["plain", *MMA, *(WARPGROUP + precision for precision in MMA)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 WIDE = torch.float64
 
@@ -23,6 +27,7 @@ WIDE = torch.float64
 # 2^-9 each; what two parts leave (2^-17) and the product that they drop (2^-16); fp32 arithmetic
 # with matrix instructions that truncate.
 TOLERANCE = {"plain": 2**-21, "medium": 2**-7.9, "high": 2**-15, "highest": 2**-21, WIDE: 2**-50}
+TOLERANCE |= {WARPGROUP + precision: TOLERANCE[precision] for precision in MMA}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def test_every_dtype_precision_and_tile(library, dtype, precision, checkpoints, 
 
 
 @pytest.mark.parametrize("name", ["coefficients", "weights"])
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_coefficients_and_weights_alone(library, name, precision):
     features, solved, scales = make(2, 20, 3, 20)
     check(library, features, solved, {name: scales[name]}, precision)
@@ -87,27 +92,27 @@ def test_fp64_throughout(library, dtype, scaled):
     check(library, [phi.to(dtype) for phi in features], solved, scales, "plain")
 
 
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_samples_around_tile_borders(library, precision):
     for rows in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257):
         check(library, *make(1, rows, 3, 18), precision)
 
 
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_targets_around_tile_borders(library, precision):
     for targets in (1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 129):
         check(library, *make(1, 5, targets, 18), precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("precision", ["plain", "highest"])
+@pytest.mark.parametrize("precision", ["plain", "highest", "warpgroup highest"])
 def test_features_around_step_borders(library, dtype, precision):
     for proj_dim in (1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 79, 81, 127, 128, 129):
         for checkpoints in (1, 2):
             check(library, *make(checkpoints, 3, 2, proj_dim, dtype), precision)
 
 
-@pytest.mark.parametrize("precision", ["plain", "high"])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high"])
 def test_zero_sizes(library, precision):
     for checkpoints, rows, targets in ((1, 0, 3), (1, 3, 0), (1, 0, 0)):
         got = library.score(*make(checkpoints, rows, targets, 8, scaled=False)[:2])
@@ -137,18 +142,21 @@ def test_highest_keeps_what_two_parts_would_lose(library):
     for dtype in DTYPES:
         halves = [phi.to(dtype) for phi in features]
         scores, bound = exact(halves, solved)
-        errors = (library.score(halves, solved).double() - scores).abs() / bound
-        assert errors.max() <= 2**-22
-        high = library.score(halves, solved, precision="high").double()
-        assert 2**-19 < ((high - scores).abs() / bound).max() <= 2**-15.5
+        for path in ("", WARPGROUP):
+            highest = library.score(halves, solved, precision=path + "highest").double()
+            assert ((highest - scores).abs() / bound).max() <= 2**-22
+            high = library.score(halves, solved, precision=path + "high").double()
+            assert 2**-19 < ((high - scores).abs() / bound).max() <= 2**-15.5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strides_and_alignment_make_no_difference(library, dtype):
+@pytest.mark.parametrize("precision", ["highest", "warpgroup highest"])
+def test_strides_and_alignment_make_no_difference(library, dtype, precision):
     features, solved, scales = make(2, 20, 3, 37, dtype)
+    scales["precision"] = precision
     expected = library.score(features, solved, **scales)
     for shift in range(5):
-        for pitch in (37, 40, 44):
+        for pitch in (37, 40, 44, 48):
             moved = []
             for phi in features:
                 storage = torch.full((20 * pitch + 8,), float("nan"), dtype=dtype)
@@ -157,7 +165,7 @@ def test_strides_and_alignment_make_no_difference(library, dtype):
                 moved.append(rows[:, :37].copy_(phi))
             assert torch.equal(library.score(moved, solved, **scales), expected)
     broadcast = [phi[:1].expand(20, 37) for phi in features]
-    got = library.score(broadcast, solved)
+    got = library.score(broadcast, solved, precision=precision)
     assert torch.equal(got, got[:1].expand(20, 3))
     for out in (torch.ones(20, 9)[:, 2:5], torch.ones(40, 3)[::2], torch.ones(3, 20).T):
         assert torch.equal(library.score(features, solved, out=out, **scales), expected)
@@ -165,12 +173,12 @@ def test_strides_and_alignment_make_no_difference(library, dtype):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_launch_shape_makes_no_difference(library, precision):
-    # Tiles of 16 and of 64 targets, targets and checkpoints that fit in a launch, rows of a batch,
-    # the order of threads and blocks.
+    # Tiles of few and of many targets, targets and checkpoints that fit in a launch, rows of a
+    # batch, the order of threads and blocks, tiles that a block makes one after the other.
     features, solved, scales = make(3, 140, 70, 40)
     whole = library.score(features, solved, precision=precision, **scales)
     arguments = {"precision": precision, **scales}
-    tile = 64 * 48 * 2 * 3
+    tile = 64 * 64 * 2 * 3
     for workspace_bytes in (tile, 2 * tile, 3 * tile, 5 * tile):
         part = library.score(
             features,
@@ -180,9 +188,16 @@ def test_launch_shape_makes_no_difference(library, precision):
             **arguments,
         )
         assert torch.equal(part, whole)
-    for tile_for_targets in (1, 16, 17, 1000):
-        part = library.score(features, solved, tile_for_targets=tile_for_targets, **arguments)
-        assert torch.equal(part, whole)
+    for tile_for_targets in (1, 16, 17, 33, 1000):
+        for multiprocessors in (1, 3):
+            part = library.score(
+                features,
+                solved,
+                tile_for_targets=tile_for_targets,
+                multiprocessors=multiprocessors,
+                **arguments,
+            )
+            assert torch.equal(part, whole)
     for rows, targets in ((1, 1), (33, 70), (140, 9)):
         part = library.score(
             [phi[140 - rows :] for phi in features],
@@ -194,10 +209,21 @@ def test_launch_shape_makes_no_difference(library, precision):
         assert torch.equal(part, whole[140 - rows :, :targets])
 
 
-def test_more_checkpoints_than_a_launch_takes(library):
-    features, solved, scales = make(300, 9, 2, 5)
-    check(library, features, solved, scales, "highest")
-    check(library, features, solved, scales, "plain")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", MMA)
+def test_both_matrix_instructions_give_the_same_bits(library, dtype, precision):
+    # On the host they round alike; what is shown is that sums have the same terms in one order.
+    for shape in ((2, 200, 130, 150), (1, 70, 40, 64), (3, 30, 3, 33)):
+        features, solved, scales = make(*shape, dtype)
+        scales["precision"] = precision
+        expected = library.score(features, solved, **scales)
+        scales["precision"] = WARPGROUP + precision
+        assert torch.equal(library.score(features, solved, **scales), expected)
+
+
+@pytest.mark.parametrize("precision", ["plain", "highest", "warpgroup highest"])
+def test_more_checkpoints_than_a_launch_takes(library, precision):
+    check(library, *make(300, 9, 2, 5), precision)
 
 
 def best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,7 +231,7 @@ def best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :count], indices[:, :count]
 
 
-@pytest.mark.parametrize("precision", ["plain", "high", WIDE])
+@pytest.mark.parametrize("precision", ["plain", "high", "warpgroup high", WIDE])
 @pytest.mark.parametrize(("rows", "targets", "count"), [(1, 1, 1), (300, 70, 7), (3000, 2, 1024)])
 def test_top_k_are_the_sorted_scores(library, precision, rows, targets, count):
     features, solved, scales = make(2, rows, targets, 20, WIDE if precision == WIDE else DTYPES[0])
@@ -239,10 +265,12 @@ def test_top_k_with_ties_up_to_all_samples(library, count):
     assert not bad
 
 
-def test_top_k_in_small_pieces(library):
+@pytest.mark.parametrize(("precision", "step"), [("highest", 16), ("warpgroup highest", 64)])
+def test_top_k_in_small_pieces(library, precision, step):
     # The least workspace: one group, one checkpoint and tile of targets at a time, slabs of 1024.
     features, solved, scales = make(2, 2500, 66, 6)
-    tile = 64 * 16 * 2 * 3 + 64 * (5 * 12 + 1024 * 4)
+    scales["precision"] = precision
+    tile = 64 * step * 2 * 3 + 64 * (5 * 12 + 1024 * 4)
     expected = best(library.score(features, solved, **scales), 5)
     got = library.top_k(features, solved, 5, workspace_bytes=tile, **scales)
     assert torch.equal(got[0], expected[0])
@@ -273,6 +301,15 @@ def test_poison_stays_in_its_sample_and_nan_is_flagged(library, precision, dtype
     assert not got[13].isfinite().any()
     bad = library.top_k(features, solved, 2, precision=precision, **scales)[2]
     assert bad == bool(got.isnan().any())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_infinite_coefficient_scales_what_there_is(library, precision):
+    features = [torch.ones(3, 200), torch.ones(3, 200)]
+    scales = {"coefficients": torch.ones(2, 3)}
+    scales["coefficients"][1, 1] = float("inf")
+    got = library.score(features, torch.ones(2, 2, 200), precision=precision, **scales)
+    assert torch.equal(got, torch.tensor([[400.0], [float("inf")], [400.0]]).expand(3, 2))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -334,7 +371,192 @@ def test_top_k_above_the_kernels_is_merged_from_blocks(on_host, monkeypatch):
         assert torch.equal(got.indices, expected[1])
 
 
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    return build_runner(tmp_path_factory.mktemp("runner"))
+
+
 # Faults planted in copies of the source, and what must be said of them; "" for a wrong result.
+WARPGROUP_FAULTS = {
+    "missing barrier": (
+        "scoring_warpgroup_kernel.h",
+        "  device::block_barrier();\n",
+        "",
+        "another thread|under way|nobody wrote|since the last barrier",
+    ),
+    "missing proxy fence": (
+        "scoring_warpgroup_kernel.h",
+        "  device::publish_operand();\n",
+        "",
+        "not published",
+    ),
+    "copies not waited for": (
+        "scoring_warpgroup_kernel.h",
+        "device::wait_copies<Tile::kSlots - 3>();",
+        "device::wait_copies<Tile::kSlots - 2>();",
+        "under way",
+    ),
+    "slot filled while it may be multiplied": (
+        "scoring_warpgroup_kernel.h",
+        "(slot < 2 ? slot + Tile::kSlots - 2 : slot - 2)",
+        "(slot < 1 ? slot + Tile::kSlots - 1 : slot - 1)",
+        "may read it|another thread",
+    ),
+    "missing fence of registers": (
+        "scoring_warpgroup_kernel.h",
+        "    device::begin_multiply(a[part], products);\n",
+        "",
+        "since the last fence",
+    ),
+    "registers made anew without a wait": (
+        "scoring_warpgroup_kernel.h",
+        "      device::wait_multiplied<0>();\n",
+        "",
+        "a register of a matrix instruction changed",
+    ),
+    "sums read without a wait": (
+        "scoring_warpgroup_kernel.h",
+        "  device::finish_multiply(products);\n",
+        "",
+        "changed|under way|since the last fence|may read it",
+    ),
+    "a checkpoint's last products left": (
+        "scoring_warpgroup_kernel.h",
+        "      if (Tile::kFlushesLate) flush_products<Tile>(shared, false, products, sums);\n",
+        "",
+        "changed|under way|since the last fence",
+    ),
+    "a step that starts from nothing": (
+        "scoring_warpgroup_kernel.h",
+        "step % Tile::kFlushSteps == 0, a, products",
+        "true, a, products",
+        "",
+    ),
+    "sums that start from what was there": (
+        "scoring_warpgroup_kernel.h",
+        "step % Tile::kFlushSteps == 0, a, products",
+        "step == 0 && Tile::kFlushSteps == 0, a, products",
+        "",
+    ),
+    "wrong leading dimension": (
+        "scoring_warpgroup_kernel.h",
+        "Tile::kHalfBytes, Tile::kCoreBytes),",
+        "Tile::kCoreBytes, Tile::kCoreBytes),",
+        "",
+    ),
+    "wrong step of the operand": (
+        "scoring_warpgroup_kernel.h",
+        "i * Tile::kStepBytes",
+        "i * Tile::kPartBytes",
+        "",
+    ),
+    "wrong fragment register": (
+        "scoring_warpgroup_kernel.h",
+        "a[part][2 + i] = second[part];",
+        "a[part][3 - i] = second[part];",
+        "",
+    ),
+    "a product of parts left out": (
+        "scoring_warpgroup_kernel.h",
+        "if (j < 0) continue;",
+        "if (j < 0 || i == 2) continue;",
+        "",
+    ),
+    "halves of a step exchanged": (
+        "split_targets_kernel.h",
+        "parts[part][pair % 2].word[pair / 2]",
+        "parts[part][1 - pair % 2].word[pair / 2]",
+        "",
+    ),
+    "read past the last target": (
+        "split_targets_kernel.h",
+        "target < launch.targets ? launch.proj_dim - feature : 0",
+        "launch.proj_dim - feature",
+        "global memory out of bounds",
+    ),
+    "read past the last feature": (
+        "scoring_stages.h",
+        "launch_.aligned_pieces && left >= kPieceElements",
+        "launch_.aligned_pieces",
+        "global memory out of bounds",
+    ),
+    "read past the last sample": (
+        "scoring_stages.h",
+        "first_row + i < last_row_ ? first_row + i : last_row_);",
+        "first_row + i);",
+        "global memory out of bounds",
+    ),
+    "a checkpoint's end taken for none": (
+        "scoring_warpgroup_kernel.h",
+        "(kStage + Tile::kSlots) % 2 == 1;",
+        "(kStage + Tile::kSlots) % 2 == 0;",
+        "copies under way|global memory out of bounds",
+    ),
+    "the next tile's samples forgotten": (
+        "scoring_stages.h",
+        "        if (tile_ < launch_.tiles) begin_checkpoint();\n",
+        "",
+        "global memory out of bounds",
+    ),
+    "scores of samples that do not exist": (
+        "scoring_warpgroup_kernel.h",
+        "    if (8 * half >= scores.samples) continue;\n",
+        "",
+        "global memory out of bounds",
+    ),
+    "scores of targets that do not exist": (
+        "scoring_warpgroup_kernel.h",
+        "if (8 * n < scores.targets) device",
+        "device",
+        "global memory out of bounds",
+    ),
+    "coefficients of another sample": (
+        "scoring_warpgroup_kernel.h",
+        "device::load_global<uint32_t>(from + 8 * half)",
+        "device::load_global<uint32_t>(from)",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", [*WARPGROUP_FAULTS, None])
+def test_planted_faults_of_the_warpgroups_kernel_are_caught(fault, tmp_path, runner):
+    sources = tmp_path / "csrc"
+    shutil.copytree(SOURCES, sources)
+    message = ""
+    if fault is not None:
+        name, before, after, message = WARPGROUP_FAULTS[fault]
+        file = sources / "cuda" / name
+        text = file.read_text()
+        assert text.count(before) == 1
+        file.write_text(text.replace(before, after))
+    faulty = ScoringLibrary(tmp_path, sources, only=WARPGROUP, runner=runner)
+    # Two checkpoints of two and a bit turns, two tiles of a block's, the last samples and targets
+    # of a tile missing, and the last features of aligned rows.
+    features = [torch.randn(150, 160)[:, :158] for _ in range(2)]
+    solved = torch.randn(2, 21, 158)
+    scales = {"coefficients": 1 + torch.rand(2, 150)}
+    scores, bound = exact(features, solved, **scales)
+    problems = []
+    for precision in ("high", "highest"):
+        run = functools.partial(
+            faulty.score, features, solved, precision=WARPGROUP + precision, **scales
+        )
+        try:
+            got = run()
+        except RuntimeError as error:
+            problems.append(str(error))
+            continue
+        # What an omitted product of three parts costs is near the tolerance.
+        if not ((got.double() - scores).abs() <= TOLERANCE[precision] / 2 * bound).all():
+            problems.append("")
+    if fault is None:
+        assert problems == []
+    else:
+        found = [re.search(message, problem) if message else not problem for problem in problems]
+        assert any(found), problems
+
+
 FAULTS = {
     "missing barrier": (
         "scoring_kernel.h",
@@ -418,7 +640,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_caught(fault, tmp_path):
+def test_planted_faults_are_caught(fault, tmp_path, runner):
     name, before, after, message = FAULTS[fault]
     sources = tmp_path / "csrc"
     shutil.copytree(SOURCES, sources)
@@ -426,7 +648,7 @@ def test_planted_faults_are_caught(fault, tmp_path):
     text = file.read_text()
     assert text.count(before) == 1
     file.write_text(text.replace(before, after))
-    faulty = ScoringLibrary(tmp_path, sources, halves=False)
+    faulty = ScoringLibrary(tmp_path, sources, only=MMA_PATH, runner=runner)
     # Aligned rows, of which the last is cut short: what lies beyond it is not the problem's.
     features = [torch.randn(600, 100)[:, :98]]
     features[0][300] = features[0][0]

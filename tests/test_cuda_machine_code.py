@@ -117,9 +117,14 @@ PRODUCTS = {
 }
 
 
+def scoring_tiles(kernels, arch, path):
+    found = [k for k in kernels if (k.arch, k.path) == (arch, path) and k.scoring_tile]
+    return {k.scoring_tile: k for k in found}
+
+
 def test_scoring_kernels_have_the_matrix_instructions_of_one_step_and_wide_accesses(kernels):
     for arch in {k.arch for k in kernels if k.arch >= 80}:
-        tiles = {k.scoring_tile: k for k in kernels if k.arch == arch and k.scoring_tile}
+        tiles = scoring_tiles(kernels, arch, "mma")
         assert set(tiles) == {(*key, targets) for key in PRODUCTS for targets in (16, 64)}
         for (dtype, parts, targets), kernel in tiles.items():
             # 32 samples a warp, 16 an instruction; 8 targets an instruction.
@@ -135,3 +140,27 @@ def test_no_kernel_takes_generic_loads_or_stores(kernels):
     # They are slower, and say that the compiler does not know which memory is meant.
     generic = ("LD", "ST", "ATOM")
     assert [k.label for k in kernels if any(k.opcodes[name] for name in generic)] == []
+
+
+def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(report, kernels):
+    tiles = scoring_tiles(kernels, 90, "wgmma")
+    if not has_warpgroups(90):
+        assert tiles == {}
+        pytest.skip("not built for sm_90a")
+    assert set(tiles) == {(*key, targets) for key in PRODUCTS for targets in (16, 32, 64, 128)}
+    for (dtype, parts, targets), kernel in tiles.items():
+        # Two steps a turn of the main loop where sums leave after each, else four.
+        products = PRODUCTS[dtype, parts] * (2 if parts == 3 else 4)
+        assert kernel.opcodes["HGMMA"] == products, kernel.label
+        assert any("LDGSTS" in text and ".128" in text for _, text in kernel.code), kernel.label
+        loops = []
+        for address, text in kernel.code:
+            target = report.branch_target(text)
+            if target is not None and target < address:
+                inside = [report.opcode(t) for a, t in kernel.code if target <= a <= address]
+                if "HGMMA" in inside:
+                    loops.append(inside)
+        # Three warpgroups take turns. The copies of single elements and the way to the next
+        # checkpoint are counted as if they were always taken.
+        if targets == 128 and PRODUCTS[dtype, parts] >= 3:
+            assert len(min(loops, key=len)) <= products * targets / 2, kernel.label

@@ -31,7 +31,7 @@ PATHS = ("wgmma", "mma", "plain")
 FAMILIES = {
     "projection": PATHS,
     "projection matrix": ("plain",),
-    "scoring": ("mma", "plain"),
+    "scoring": PATHS,
     "scoring in fp64": ("plain",),
 }
 # Projections by compute capability: the path of batches up to so many rows, in order. Others take
@@ -223,7 +223,7 @@ def scoring_path(device: torch.device, dtype: torch.dtype) -> str:
     asked = asked_path(best)
     if dtype == torch.float64:
         return CHOOSER.choose(device, "scoring in fp64", "plain")
-    return CHOOSER.choose(device, "scoring", "plain" if "plain" in (asked, best) else "mma")
+    return CHOOSER.choose(device, "scoring", asked or best)
 
 
 def _with_index(device: torch.device) -> torch.device:

@@ -15,7 +15,7 @@
 namespace trak_ext {
 
 constexpr int64_t kSlabRowsMin = 1024;  // samples whose scores wait for the running top-k
-constexpr int64_t kSelectBlocksWanted = 256;
+constexpr int64_t kSelectBlocksWanted = 512;
 constexpr int64_t kGroupsMax = 64;
 constexpr int64_t kLaunchBlocksMax = int64_t{1} << 30;
 
@@ -42,13 +42,20 @@ int64_t candidate_bytes() {
   return static_cast<int64_t>(sizeof(T) + sizeof(int64_t));
 }
 
+// Bytes of the parts of one checkpoint's targets.
+template <class T>
+int64_t packed_bytes(const Scorer<T>& scorer, const CudaScoringProblem<T>& problem,
+                     int64_t targets) {
+  return packed_bytes(targets, scorer.tile_targets, problem.proj_dim, scorer.feature_multiple,
+                      scorer.parts);
+}
+
 // The least workspace a tile of targets needs: one checkpoint's parts, and for the best `count`
 // (0: all scores are wanted) its lists and the scores of some samples.
 template <class T>
 int64_t tile_workspace(const Scorer<T>& scorer, const CudaScoringProblem<T>& problem, int64_t count,
                        int groups) {
-  const int64_t tile_packed =
-      packed_bytes(scorer.tile_targets, scorer.tile_targets, problem.proj_dim, scorer.parts);
+  const int64_t tile_packed = packed_bytes(scorer, problem, scorer.tile_targets);
   if (count == 0) return tile_packed;
   return tile_packed +
          std::min<int64_t>(scorer.tile_targets, problem.num_targets) *
@@ -76,7 +83,7 @@ ScoringPlan plan_scoring(const Scorer<T>& scorer, const CudaScoringProblem<T>& p
   plan.targets = tiles * tile;
   int64_t left = workspace_bytes - tiles * least;
 
-  const int64_t packed = packed_bytes(plan.targets, tile, problem.proj_dim, scorer.parts);
+  const int64_t packed = packed_bytes(scorer, problem, plan.targets);
   plan.checkpoints = std::min<int64_t>(problem.num_checkpoints, kCheckpointsMax);
   if (packed > 0) {
     const int64_t more = (count == 0 ? left : left / 2) / packed;
@@ -97,8 +104,7 @@ ScoringPlan plan_scoring(const Scorer<T>& scorer, const CudaScoringProblem<T>& p
 template <class T>
 int64_t wanted_workspace(const Scorer<T>& scorer, const CudaScoringProblem<T>& problem,
                          int64_t count) {
-  const auto all = static_cast<double>(packed_bytes(problem.num_targets, scorer.tile_targets,
-                                                    problem.proj_dim, scorer.parts)) *
+  const auto all = static_cast<double>(packed_bytes(scorer, problem, problem.num_targets)) *
                        static_cast<double>(problem.num_checkpoints) +
                    (count == 0 ? 0.0
                                : static_cast<double>(problem.num_targets + scorer.tile_targets) *
@@ -115,6 +121,21 @@ int64_t scoring_workspace_bytes(const Scorer<T>& scorer, const CudaScoringProble
   if (problem.num_train == 0 || problem.num_targets == 0) return 0;
   return std::max(tile_workspace(scorer, problem, count, 1),
                   std::min(limit, wanted_workspace(scorer, problem, count)));
+}
+
+// For sm_90a: the tile for so many targets, or a smaller one where the workspace is too small for
+// it. As many blocks as the multiprocessors run at once make all tiles.
+inline Scorer<float> choose_warpgroup_scorer(const CudaScoringProblem<float>& problem,
+                                             int64_t count, int64_t workspace_bytes,
+                                             int multiprocessors) {
+  Scorer<float> scorer =
+      warpgroup_scorer(problem.feature_dtype, problem.parts, problem.num_targets);
+  if (tile_workspace(scorer, problem, count, 1) > workspace_bytes) {
+    scorer = warpgroup_scorer(problem.feature_dtype, problem.parts,
+                              std::min<int64_t>(problem.num_targets, kManyTargets));
+  }
+  scorer.blocks_max = multiprocessors * scorer.blocks_per_sm;
+  return scorer;
 }
 
 // Where a launch's samples and targets are in the problem.
@@ -141,7 +162,9 @@ void run_score_part(const Scorer<T>& scorer, const CudaScoringProblem<T>& proble
   launch.packed = workspace;
   launch.out_row_stride = out.row_stride;
   launch.out_target_stride = out.target_stride;
+  launch.stages = count_stages(problem.proj_dim);
   const int64_t target_tiles = divide_up(part.targets, scorer.tile_targets);
+  launch.target_tiles = static_cast<int32_t>(target_tiles);
   const int64_t rows_max = std::max<int64_t>(1, kLaunchBlocksMax / target_tiles) * scorer.tile_rows;
   // Without features a score is an empty sum: one launch, of no checkpoint.
   const int64_t all = problem.proj_dim == 0 ? 0 : problem.num_checkpoints;
@@ -155,25 +178,30 @@ void run_score_part(const Scorer<T>& scorer, const CudaScoringProblem<T>& proble
         problem.coefficients ? problem.coefficients + first * problem.num_train : nullptr;
     launch.weights = first + checkpoints == all ? problem.weights : nullptr;
     launch.aligned_quads = true;
+    launch.aligned_pieces = true;
     const int bytes = element_bytes(problem.feature_dtype);
     for (int64_t m = 0; m < checkpoints; ++m) {
       launch.features[m] = {problem.features[first + m], problem.row_strides[first + m]};
       const uint64_t odd = reinterpret_cast<uintptr_t>(launch.features[m].data) |
                            static_cast<uint64_t>(launch.features[m].row_stride * bytes);
       launch.aligned_quads &= odd % static_cast<uint64_t>(4 * bytes) == 0;
+      launch.aligned_pieces &= odd % 16 == 0 && launch.features[m].row_stride <= INT32_MAX / bytes;
     }
     if (scorer.split && checkpoints > 0 && !(packed_before && checkpoints == all)) {
-      const int64_t pieces =
-          packed_bytes(part.targets, scorer.tile_targets, problem.proj_dim, 1) / 16 * checkpoints;
-      device::launch(scorer.split, divide_up(pieces, kSplitThreads), kSplitThreads, 0, stream,
+      const int64_t threads = packed_bytes(scorer, problem, part.targets) / 2 / scorer.parts /
+                              scorer.split_features * checkpoints;
+      device::launch(scorer.split, divide_up(threads, kSplitThreads), kSplitThreads, 0, stream,
                      launch);
     }
     for (int64_t row = 0; row < part.rows; row += rows_max) {
       launch.first_row = part.first_row + row;
       launch.rows = std::min(rows_max, part.rows - row);
       launch.out = out.data + row * out.row_stride;
-      device::launch(scorer.kernel, divide_up(launch.rows, scorer.tile_rows) * target_tiles,
-                     scorer.threads, scorer.shared_bytes, stream, launch);
+      launch.tiles = static_cast<int32_t>(divide_up(launch.rows, scorer.tile_rows) * target_tiles);
+      launch.blocks =
+          scorer.blocks_max > 0 ? std::min(launch.tiles, scorer.blocks_max) : launch.tiles;
+      device::launch(scorer.kernel, launch.blocks, scorer.threads, scorer.shared_bytes, stream,
+                     launch);
     }
     first += checkpoints;
   } while (first < all);

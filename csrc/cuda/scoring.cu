@@ -1,30 +1,47 @@
 #include "scoring.h"
 
+#include <algorithm>
+#include <string>
 #include <type_traits>
 
 #include "device_guard.h"
+#include "path.h"
 #include "run_scoring.h"
 
 namespace trak_ext {
 namespace {
 
-template <class T>
-Scorer<T> tiled_scorer(const CudaScoringProblem<T>& problem) {
-  if constexpr (std::is_same_v<T, float>) {
-    return tensor_core_scorer(problem.feature_dtype, problem.parts, problem.num_targets);
-  } else {
-    return plain_scorer<T>();
-  }
+// The best path that this build has code for on a device, for features of fp32, fp16 or bf16.
+CudaPath best_scoring_path(int device) {
+  // Code for sm_75 has no bf16 matrix instruction, on whatever device it runs.
+  if (code_architecture(float32_scorer(1, 1).kernel, device) < 80) return CudaPath::kPlain;
+  // Only code for sm_90a has the warpgroup's, and sm_90a is no number: elsewhere these kernels are
+  // a trap without registers.
+  if (compute_capability(device) != 90) return CudaPath::kMma;
+  constexpr int kRegistersOfTrap = 40;
+  return register_count(float32_warpgroup_scorer(1, kMostTargets).kernel) > kRegistersOfTrap
+             ? CudaPath::kWgmma
+             : CudaPath::kMma;
 }
 
 template <class T>
-Scorer<T> choose_scorer(const CudaScoringProblem<T>& problem, const std::string& path, int device) {
-  const Scorer<T> tiled = tiled_scorer(problem);
-  // Code for sm_75 has no bf16 matrix instruction, on whatever device it runs.
-  const bool has_mma = tiled.parts > 0 && code_architecture(tiled.kernel, device) >= 80;
-  return find_path(path, has_mma ? CudaPath::kMma : CudaPath::kPlain) == CudaPath::kMma
-             ? tiled
-             : plain_scorer<T>();
+Scorer<T> choose_scorer(const CudaScoringProblem<T>& problem, const std::string& path_name,
+                        int64_t count, int64_t workspace_bytes, int device) {
+  if constexpr (std::is_same_v<T, float>) {
+    // The same kernels for all shapes: a score depends on none of its neighbours.
+    const CudaPath path = find_path(path_name, best_scoring_path(device));
+    if (path == CudaPath::kWgmma) {
+      return choose_warpgroup_scorer(problem, count, workspace_bytes,
+                                     device_attribute(cudaDevAttrMultiProcessorCount, device));
+    }
+    if (path == CudaPath::kMma) {
+      return tensor_core_scorer(problem.feature_dtype, problem.parts, problem.num_targets);
+    }
+  } else {
+    (void)find_path(path_name, CudaPath::kPlain);
+  }
+  (void)code_architecture(plain_scorer<T>().kernel, device);
+  return plain_scorer<T>();
 }
 
 }  // namespace
@@ -32,7 +49,21 @@ Scorer<T> choose_scorer(const CudaScoringProblem<T>& problem, const std::string&
 template <class T>
 int64_t cuda_scoring_workspace_bytes(const CudaScoringProblem<T>& problem, int64_t count,
                                      int64_t limit) {
-  return scoring_workspace_bytes(tiled_scorer(problem), problem, count, limit);
+  if constexpr (std::is_same_v<T, float>) {
+    // Enough for any path; which of them the device gets is not known here.
+    const DType dtype = problem.feature_dtype;
+    const int64_t targets = problem.num_targets;
+    int64_t bytes = scoring_workspace_bytes(plain_scorer<T>(), problem, count, limit);
+    for (const Scorer<T>& scorer :
+         {tensor_core_scorer(dtype, problem.parts, targets),
+          warpgroup_scorer(dtype, problem.parts, std::min<int64_t>(targets, kManyTargets))}) {
+      bytes = std::max(bytes, scoring_workspace_bytes(scorer, problem, count, limit));
+    }
+    const int64_t wanted =
+        wanted_workspace(warpgroup_scorer(dtype, problem.parts, targets), problem, count);
+    return bytes == 0 ? 0 : std::max(bytes, std::min(limit, wanted));
+  }
+  return scoring_workspace_bytes(plain_scorer<T>(), problem, count, limit);
 }
 
 template <class T>
@@ -40,8 +71,9 @@ void cuda_score(const CudaScoringProblem<T>& problem, const std::string& path, T
                 int64_t row_stride, int64_t target_stride, const ScoringWorkspace& workspace,
                 const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
-  run_score(choose_scorer(problem, path, queue.device), problem, {out, row_stride, target_stride},
-            workspace, reinterpret_cast<cudaStream_t>(queue.stream));
+  run_score(choose_scorer(problem, path, 0, workspace.bytes, queue.device), problem,
+            {out, row_stride, target_stride}, workspace,
+            reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
 template <class T>
@@ -49,8 +81,9 @@ void cuda_top_k(const CudaScoringProblem<T>& problem, const std::string& path, i
                 T* values, int64_t* indices, int32_t* not_a_number,
                 const ScoringWorkspace& workspace, const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
-  run_top_k(choose_scorer(problem, path, queue.device), problem, count, {values, indices},
-            not_a_number, workspace, reinterpret_cast<cudaStream_t>(queue.stream));
+  run_top_k(choose_scorer(problem, path, count, workspace.bytes, queue.device), problem, count,
+            {values, indices}, not_a_number, workspace,
+            reinterpret_cast<cudaStream_t>(queue.stream));
 }
 
 template int64_t cuda_scoring_workspace_bytes<float>(const CudaScoringProblem<float>&, int64_t,

@@ -37,7 +37,8 @@ struct ScoringWorkspace {
 
 // What scores (count 0) or the best `count` of each target can use, `limit` at most, unless the
 // least that they can do with is more: for 64 targets the bf16 parts of one checkpoint, at most
-// 6 bytes a feature, and for the best also their lists, 12 or 16 bytes a place, and 1024 scores.
+// 6 bytes a feature (of a multiple of 64), and for the best also their lists, 12 or 16 bytes a
+// place, and 1024 scores.
 template <class T>
 int64_t cuda_scoring_workspace_bytes(const CudaScoringProblem<T>& problem, int64_t count,
                                      int64_t limit);

@@ -32,7 +32,6 @@ struct ScoringTile {
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kTargets = 8 * kTargetTiles;
-  static constexpr int kSlots = 4;  // steps in shared memory
   // Three parts are wanted for accuracy: their sums leave after every step.
   static constexpr int kFlushSteps = kParts_ == 3 ? 1 : trak_ext::kFlushSteps;
   static constexpr int kQuads = 2 * kRowTiles;  // samples of a lane
@@ -41,7 +40,11 @@ struct ScoringTile {
   static constexpr int kFeatureBytes = kQuads * kThreads * kQuadBytes;  // a step
   static constexpr int kTargetBytes = kTargetParts * kTargets * kStepFeatures * 2;
   static constexpr int kSlotBytes = kFeatureBytes + kTargetBytes;
+  // Steps in shared memory: two blocks find room in the 100 KiB of sm_86, 89 and 120, 1 KiB of
+  // which every block costs.
+  static constexpr int kSlots = 4 * kSlotBytes <= 49 * 1024 ? 4 : 3;
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
+  static_assert(kSharedBytes <= 49 * 1024, "two blocks a multiprocessor");
   static_assert(kTargetTiles % 2 == 0, "a lane reads two tiles of targets at a time");
 };
 

@@ -30,6 +30,7 @@ struct ScoringLaunch {
   FeatureRows features[kCheckpointsMax];
   DType dtype;          // of the features
   bool aligned_quads;   // four features at a multiple of 4 can be copied at once, in every row
+  bool aligned_pieces;  // and so can 16 bytes at a multiple of 16, rows being less than 2^31 apart
   bool add;             // to what `out` holds, rather than to zero
   int32_t checkpoints;  // of this launch
   int64_t num_train;
@@ -46,11 +47,15 @@ struct ScoringLaunch {
   T* out;                 // the score of the launch's first sample and target
   int64_t out_row_stride;
   int64_t out_target_stride;
+  int32_t target_tiles;
+  int32_t tiles;   // of all samples and targets
+  int32_t blocks;  // that are launched; where they are fewer than the tiles, each makes several
+  int32_t stages;  // of a checkpoint, see scoring_stages.h
 };
 
 static_assert(sizeof(ScoringLaunch<double>) <= 4096, "the arguments of a kernel");
 
-// The part of a launch that one block makes: consecutive blocks have the same samples.
+// A tile of a launch: consecutive ones, and so blocks that run together, have the same samples.
 struct ScoringBlock {
   int64_t row;  // both counted from the launch's first
   int64_t target;
@@ -59,15 +64,22 @@ struct ScoringBlock {
 };
 
 template <class T>
-TRAK_EXT_DEVICE ScoringBlock locate_scoring_block(const ScoringLaunch<T>& launch, int tile_rows,
-                                                  int tile_targets) {
-  const int64_t target_tiles = (launch.targets + tile_targets - 1) / tile_targets;
-  const int64_t row = device::block_index() / target_tiles * tile_rows;
-  const int64_t target = device::block_index() % target_tiles * tile_targets;
+TRAK_EXT_DEVICE ScoringBlock locate_scoring_tile(const ScoringLaunch<T>& launch, int index,
+                                                 int tile_rows, int tile_targets) {
+  const int64_t row = index / launch.target_tiles * int64_t{tile_rows};
+  const int64_t target = index % launch.target_tiles * int64_t{tile_targets};
   const int64_t rows_left = launch.rows - row;
   const int64_t targets_left = launch.targets - target;
   return {row, target, static_cast<int>(rows_left < tile_rows ? rows_left : tile_rows),
           static_cast<int>(targets_left < tile_targets ? targets_left : tile_targets)};
+}
+
+// Where a block makes one tile.
+template <class T>
+TRAK_EXT_DEVICE ScoringBlock locate_scoring_block(const ScoringLaunch<T>& launch, int tile_rows,
+                                                  int tile_targets) {
+  return locate_scoring_tile(launch, static_cast<int>(device::block_index()), tile_rows,
+                             tile_targets);
 }
 
 }  // namespace trak_ext

@@ -3,8 +3,9 @@
 // groups'.
 //
 // Candidates are in a total order, by value descending and then by index ascending, so the best k
-// are the same set whatever came first and however samples were cut. A block compares each with the
-// k-th best that it has, collects those that are better, and sorts when it has no room for more.
+// are the same set whatever came first and however samples were cut. A block compares many at a
+// time with the k-th best that it has, which soon leaves none, collects those that are better, and
+// sorts when they are so many that the k-th best would be much better, or have no room.
 #pragma once
 
 #include "device.h"
@@ -68,32 +69,56 @@ class RunningTopK {
     device::block_barrier();
   }
 
-  // Offers a candidate of every thread that has one; called by all threads together.
-  TRAK_EXT_DEVICE void offer(bool has, const Candidate<T>& candidate) {
-    const bool taken = has && is_better(candidate, get(count_ - 1));
-    const uint32_t vote = device::ballot(taken);
-    const int warp = device::thread_index() / 32, lane = device::thread_index() % 32;
-    // Two sets of votes take turns, so that one barrier a round is enough.
-    char* votes = votes_ + round_ * kTopKWarps * static_cast<int>(sizeof(int32_t));
-    round_ ^= 1;
-    if (lane == 0) {
-      device::store_shared<int32_t>(votes + warp * static_cast<int>(sizeof(int32_t)),
-                                    device::count_bits(vote));
-    }
-    device::block_barrier();
-    int before = 0, all = 0;
+  // Offers kMany candidates of every thread, candidate_of(i) where bit i of `has` is set; called by
+  // all threads together.
+  template <int kMany, class CandidateOf>
+  TRAK_EXT_DEVICE void offer(uint32_t has, const CandidateOf& candidate_of) {
+    static_assert(kMany <= 32, "a bit each");
+    const Candidate<T> worst = get(count_ - 1);
+    uint32_t taken = 0;
 #pragma unroll
-    for (int i = 0; i < kTopKWarps; ++i) {
-      const int votes_of_warp =
-          device::load_shared<int32_t>(votes + i * static_cast<int>(sizeof(int32_t)));
-      before += i < warp ? votes_of_warp : 0;
-      all += votes_of_warp;
+    for (int i = 0; i < kMany; ++i) {
+      const bool better = (has >> i & 1u) != 0 && is_better(candidate_of(i), worst);
+      taken |= better ? 1u << i : 0u;
     }
-    if (taken) {
-      put(count_ + pending_ + before + device::count_bits(vote & ((1u << lane) - 1u)), candidate);
+    // Most warps have none.
+    const bool any = device::ballot(taken != 0) != 0;
+    int of_warp = 0;
+    if (any) {
+#pragma unroll
+      for (int i = 0; i < kMany; ++i) {
+        of_warp += device::count_bits(device::ballot((taken >> i & 1u) != 0));
+      }
     }
-    pending_ += all;
-    if (count_ + pending_ + kTopKThreads > places_) sort();
+    int before = 0, all = 0;
+    add_up(of_warp, before, all);
+    if (all == 0) return;
+    if (count_ + pending_ + all <= places_) {
+      int place = count_ + pending_ + before;
+      if (any) {
+#pragma unroll
+        for (int i = 0; i < kMany; ++i) {
+          const bool mine = (taken >> i & 1u) != 0;
+          const uint32_t vote = device::ballot(mine);
+          if (mine) put(place + rank_in(vote), candidate_of(i));
+          place += device::count_bits(vote);
+        }
+      }
+      pending_ += all;
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kMany; ++i) {
+        if (count_ + pending_ + kTopKThreads > places_) sort();
+        // Registers have no index.
+        Candidate<T> candidate = candidate_of(0);
+#pragma unroll
+        for (int j = 1; j < kMany; ++j) {
+          if (j == i) candidate = candidate_of(j);
+        }
+        offer_one((taken >> i & 1u) != 0, candidate);
+      }
+    }
+    if (2 * pending_ >= count_) sort();
   }
 
   // Sorts what was collected into the list.
@@ -131,6 +156,42 @@ class RunningTopK {
   }
 
  private:
+  // Takes a candidate of every thread that has one, if it is better than the k-th best now. Needs
+  // room for as many.
+  TRAK_EXT_DEVICE void offer_one(bool has, const Candidate<T>& candidate) {
+    const bool taken = has && is_better(candidate, get(count_ - 1));
+    const uint32_t vote = device::ballot(taken);
+    int before = 0, all = 0;
+    add_up(device::count_bits(vote), before, all);
+    if (taken) put(count_ + pending_ + before + rank_in(vote), candidate);
+    pending_ += all;
+  }
+
+  // Adds up a number of every warp: of the warps before this one, and of all.
+  TRAK_EXT_DEVICE void add_up(int of_warp, int& before_warp, int& of_all) {
+    const int warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+    // Two sets of numbers take turns, so that one barrier a round is enough.
+    char* votes = votes_ + round_ * kTopKWarps * static_cast<int>(sizeof(int32_t));
+    round_ ^= 1;
+    if (lane == 0) {
+      device::store_shared<int32_t>(votes + warp * static_cast<int>(sizeof(int32_t)), of_warp);
+    }
+    device::block_barrier();
+    int before = 0, all = 0;
+#pragma unroll
+    for (int i = 0; i < kTopKWarps; ++i) {
+      const int votes_of_warp =
+          device::load_shared<int32_t>(votes + i * static_cast<int>(sizeof(int32_t)));
+      before += i < warp ? votes_of_warp : 0;
+      all += votes_of_warp;
+    }
+    before_warp = before;
+    of_all = all;
+  }
+  TRAK_EXT_DEVICE static int rank_in(uint32_t vote) {
+    return device::count_bits(vote & ((1u << device::thread_index() % 32) - 1u));
+  }
+
   TRAK_EXT_DEVICE static Candidate<T> none() { return {-device::infinity<T>(), kNoIndex}; }
   TRAK_EXT_DEVICE Candidate<T> get(int place) const {
     return {device::load_shared<T>(values_ + place * static_cast<int>(sizeof(T))),
@@ -164,9 +225,13 @@ struct SelectLaunch {
   int32_t* not_a_number;    // becomes 1 if a score is NaN, when the lists mean nothing
 };
 
+// Of a thread, 64 bytes.
+template <class T>
+constexpr int kScoresAtOnce = 64 / static_cast<int>(sizeof(T));
+
 // A block a target and group.
 template <class T>
-TRAK_EXT_KERNEL(kTopKThreads, 1)
+TRAK_EXT_KERNEL(kTopKThreads, 3)
 select_kernel(TRAK_EXT_KERNEL_ARGUMENT SelectLaunch<T> launch) {
   const int64_t target = device::block_index() / launch.groups;
   const int64_t group = device::block_index() % launch.groups;
@@ -177,16 +242,36 @@ select_kernel(TRAK_EXT_KERNEL_ARGUMENT SelectLaunch<T> launch) {
   const CandidateLists<T> list = {launch.lists.values + place, launch.lists.indices + place};
   RunningTopK<T> best(device::shared_memory(), launch.count, launch.places);
   best.load(list, launch.first);
-  for (int64_t first = begin; first < end; first += kTopKThreads) {
-    const int64_t row = first + device::thread_index();
-    const bool exists = row < end;
-    Candidate<T> candidate = {T{0}, launch.first_index + row};
-    if (exists) {
-      candidate.value = device::load_global<T>(launch.scores + target * launch.rows + row);
-      if (candidate.value != candidate.value) device::store_global<int32_t>(launch.not_a_number, 1);
+  // The next scores are on their way while some are compared.
+  constexpr int kMany = kScoresAtOnce<T>;
+  const T* scores = launch.scores + target * launch.rows + device::thread_index();
+  T next[kMany];
+  const auto fetch = [&](int64_t first) {
+#pragma unroll
+    for (int i = 0; i < kMany; ++i) {
+      const int64_t row = first + i * kTopKThreads;
+      next[i] = T{0};
+      if (row + device::thread_index() < end) next[i] = device::load_global<T>(scores + row);
     }
-    best.offer(exists, candidate);
+  };
+  bool not_a_number = false;
+  fetch(begin);
+  for (int64_t first = begin; first < end; first += kMany * kTopKThreads) {
+    T values[kMany];
+#pragma unroll
+    for (int i = 0; i < kMany; ++i) {
+      values[i] = next[i];
+      not_a_number |= values[i] != values[i];
+    }
+    fetch(first + kMany * kTopKThreads);
+    const int64_t left = end - first - device::thread_index();  // of this thread and later ones
+    const int64_t mine = (left + kTopKThreads - 1) / kTopKThreads;
+    const uint32_t has = left <= 0 ? 0u : mine >= kMany ? ~0u : (1u << mine) - 1u;
+    const int64_t index = launch.first_index + first + device::thread_index();
+    best.template offer<kMany>(
+        has, [&](int i) { return Candidate<T>{values[i], index + i * kTopKThreads}; });
   }
+  if (not_a_number) device::store_global<int32_t>(launch.not_a_number, 1);
   best.sort();
   best.store(list);
 }
@@ -210,13 +295,12 @@ merge_kernel(TRAK_EXT_KERNEL_ARGUMENT MergeLaunch<T> launch) {
   best.load(launch.lists, true);
   for (int64_t first = 0; first < candidates; first += kTopKThreads) {
     const int64_t i = first + device::thread_index();
-    const bool exists = i < candidates;
     Candidate<T> candidate = {T{0}, kNoIndex};
-    if (exists) {
+    if (i < candidates) {
       candidate = {device::load_global<T>(launch.lists.values + target * candidates + i),
                    device::load_global<int64_t>(launch.lists.indices + target * candidates + i)};
     }
-    best.offer(exists, candidate);
+    best.template offer<1>(i < candidates, [&](int) { return candidate; });
   }
   best.sort();
   best.store(

@@ -118,8 +118,23 @@ TRAK_EXT_DEVICE void multiply_async(float (&d)[kRows / 8][4], const uint32_t (&a
           TRAK_EXT_D4(d, 4), TRAK_EXT_D4(d, 5), TRAK_EXT_D4(d, 6), TRAK_EXT_D4(d, 7)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add)
         : "memory");
+  } else if constexpr (kRows == 128) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.s32 p, %69, 0; "
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, p, 1, 1, 0; }"
+        : TRAK_EXT_D4(d, 0), TRAK_EXT_D4(d, 1), TRAK_EXT_D4(d, 2), TRAK_EXT_D4(d, 3),
+          TRAK_EXT_D4(d, 4), TRAK_EXT_D4(d, 5), TRAK_EXT_D4(d, 6), TRAK_EXT_D4(d, 7),
+          TRAK_EXT_D4(d, 8), TRAK_EXT_D4(d, 9), TRAK_EXT_D4(d, 10), TRAK_EXT_D4(d, 11),
+          TRAK_EXT_D4(d, 12), TRAK_EXT_D4(d, 13), TRAK_EXT_D4(d, 14), TRAK_EXT_D4(d, 15)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add)
+        : "memory");
   } else {
-    static_assert(kRows == 64, "written out for 8, 16, 32 and 64 rows");
+    static_assert(kRows == 128, "written out for 8, 16, 32, 64 and 128 rows");
   }
   // clang-format on
 #endif

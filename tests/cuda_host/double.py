@@ -35,8 +35,9 @@ class HostNative:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._projection = HostLibrary(folder, only="few", runner=build_runner(folder))
-        self._scoring = ScoringLibrary(folder, halves=False)
+        runner = build_runner(folder)
+        self._projection = HostLibrary(folder, only="few", runner=runner)
+        self._scoring = ScoringLibrary(folder, only="float32", runner=runner)
         self.faults: dict[str, int | Exception] = {}
         self.calls: list[str] = []
         scoring = {"float": False, "double": True}

@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -66,10 +67,9 @@ struct MatrixState {
   uint64_t operand = 0;
   int rows = 0;
   bool add = false;
-  // What the last fence of registers saw.
+  // What the last fences of registers saw.
   const float* fenced_d = nullptr;
-  const uint32_t* fenced_a = nullptr;
-  std::vector<uint32_t> fenced_values;  // four an instruction
+  std::map<const uint32_t*, std::array<uint32_t, 4>> fenced_a;  // values by where they are
   // Sums that the thread may not see yet, by where they will be.
   std::map<float*, std::vector<float>> hidden;
   std::vector<std::vector<Product>> groups;  // committed, the oldest first

@@ -1,12 +1,15 @@
 // The scoring kernels as a plain shared library for the tests (test_cuda_host_scoring.py).
+#include <algorithm>
 #include <exception>
 #include <string>
 
+#include "path.h"
 #include "run_scoring.h"
 #include "runner.h"
 
 namespace {
 
+using trak_ext::CudaPath;
 using trak_ext::CudaScoringProblem;
 using trak_ext::Scorer;
 using trak_ext::host_run::Runner;
@@ -38,7 +41,8 @@ struct HostScoring {
   int64_t* indices;
   int32_t* not_a_number;
   int wide;
-  int plain;
+  int path;             // as trak_ext::CudaPath
+  int multiprocessors;  // of the device that is played: tiles are shared among its blocks
   uint64_t order_seed;
 };
 
@@ -95,11 +99,20 @@ extern "C" const char* host_score(const HostScoring* host) {
   try {
     if (host->wide) {
       run(*host, trak_ext::plain_scorer<double>());
-    } else if (host->plain) {
+    } else if (host->path == static_cast<int>(CudaPath::kPlain)) {
       run(*host, trak_ext::plain_scorer<float>());
-    } else {
+    } else if (host->path == static_cast<int>(CudaPath::kMma)) {
       run(*host,
           trak_ext::tensor_core_scorer(host->feature_dtype, host->parts, host->tile_for_targets));
+    } else {
+      CudaScoringProblem<float> problem = {};
+      problem.num_train = host->num_train;
+      problem.num_targets = host->tile_for_targets;
+      problem.proj_dim = host->proj_dim;
+      problem.feature_dtype = host->feature_dtype;
+      problem.parts = host->parts;
+      run(*host, trak_ext::choose_warpgroup_scorer(problem, std::max<int64_t>(host->count, 0),
+                                                   host->workspace.bytes, host->multiprocessors));
     }
     return nullptr;
   } catch (const std::exception& error) {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import DTYPES, FLAGS, HOST, PASSES, SOURCES
+from .library import (
+    DTYPES,
+    HOST,
+    PASSES,
+    PATHS,
+    SOURCES,
+    WARPGROUP,
+    build_runner,
+    compile_host,
+)
 
-HALVES = ("float16", "bfloat16")
-NO_HALF = """
+# What precisions are prefixed with to name the other path.
+MMA = ""
+SCORER = """
 #include "scorers.h"
-trak_ext::Scorer<float> trak_ext::{name}_scorer(int, int64_t) {{ return {{}}; }}
+trak_ext::Scorer<float> trak_ext::{name}_scorer(int parts, int64_t targets) {{
+  (void)parts, (void)targets;
+  return {scorer};
+}}
 """
+# A few kernels for fp32 features alone, to build sooner: "highest", and of the warpgroup's "high".
+ONE_PATH = {
+    MMA: "tile_scorer<DType::kFloat32, 3>(targets)",
+    WARPGROUP: """parts == 2
+      ? scorer_of_warpgroup_tile<WarpgroupScoringTile<DType::kFloat32, 2, 32, 2, 2>>()
+      : scorer_of_warpgroup_tile<WarpgroupScoringTile<DType::kFloat32, 3, 32, 2, 2>>()""",
+}
 AMPLE = 2**22  # bytes of workspace
 
 
@@ -46,29 +64,36 @@ class Scoring(ctypes.Structure):
         ("indices", ctypes.c_void_p),
         ("not_a_number", ctypes.c_void_p),
         ("wide", ctypes.c_int),
-        ("plain", ctypes.c_int),
+        ("path", ctypes.c_int),
+        ("multiprocessors", ctypes.c_int),
         ("order_seed", ctypes.c_uint64),
     ]
 
 
 class ScoringLibrary:
-    """The kernels of one source tree, all of them or, to build sooner, those for fp32 features."""
+    """The kernels of one source tree, those of one dtype, or a few of one path (see ONE_PATH)."""
 
-    def __init__(self, folder: Path, sources: Path = SOURCES, halves: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sources: Path = SOURCES,
+        only: str | None = None,
+        runner: list[str] | None = None,
+    ) -> None:
         library = folder / "scoring_host.so"
-        files = [
-            HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "arrivals", "scoring_host")
-        ]
-        files.append(sources / "cuda" / "scoring_float32_tiles.cu")
-        for name in HALVES:
-            if halves:
-                files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
-            else:
-                files.append(folder / f"no_{name}.cpp")
-                files[-1].write_text(NO_HALF.format(name=name))
-        includes = [f"-I{sources / 'cuda'}", f"-I{HOST}"]
-        command = [os.environ.get("CXX", "c++"), *FLAGS, *includes, "-x", "c++"]
-        subprocess.run([*command, *map(str, files), "-o", str(library)], check=True)
+        runner = runner or build_runner(folder)
+        files = [HOST / "scoring_host.cpp"]
+        for dtype in ("float32", "float16", "bfloat16"):
+            for path in (MMA, WARPGROUP):
+                name = dtype + ("_warpgroup" if path == WARPGROUP else "")
+                if only is None or only == dtype:
+                    files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
+                else:
+                    scorer = ONE_PATH[path] if (dtype, path) == ("float32", only) else "{}"
+                    files.append(folder / f"one_path_{name}.cpp")
+                    files[-1].write_text(SCORER.format(name=name, scorer=scorer))
+        flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
+        compile_host([*flags, *map(str, files), "-x", "none", *runner, "-o", str(library)])
         self._library = ctypes.CDLL(str(library))
         self._library.host_score.restype = ctypes.c_char_p
         self._library.host_sizeof_scoring.restype = ctypes.c_int64
@@ -84,9 +109,12 @@ class ScoringLibrary:
         coefficients: Tensor | None = None,
         weights: Tensor | None = None,
         tile_for_targets: int | None = None,
+        multiprocessors: int = 1,
         order_seed: int = 1,
         **rest: Any,
     ) -> None:
+        path = "wgmma" if precision.startswith(WARPGROUP) else "mma"
+        path = "plain" if precision == "plain" else path
         num_checkpoints, num_targets, proj_dim = solved.shape
         num_train = features[0].shape[0] if features else 0
         assert all(phi.shape == (num_train, proj_dim) for phi in features)
@@ -106,13 +134,14 @@ class ScoringLibrary:
             feature_dtype=DTYPES[features[0].dtype] if features else 1,
             row_strides=ctypes.cast(strides, ctypes.c_void_p),
             solved=solved.data_ptr(),
-            parts=PASSES[precision],
+            parts=PASSES[precision.removeprefix(WARPGROUP)],
             workspace=workspace.data_ptr() + shift,
             workspace_bytes=workspace_bytes,
             features_bytes=max(reach, 0) * features[0].element_size() if features else 0,
             tile_for_targets=num_targets if tile_for_targets is None else tile_for_targets,
             wide=solved.dtype == torch.float64,
-            plain=precision == "plain",
+            path=PATHS.index(path),
+            multiprocessors=multiprocessors,
             order_seed=order_seed,
             **{name: tensor.data_ptr() for name, tensor in optional.items() if tensor is not None},
             **rest,
@@ -184,7 +213,7 @@ class ScoringLibrary:
         *problem, path, out, row_stride, target_stride, workspace, workspace_bytes, _, _ = arguments
         self._call(
             *problem,
-            plain=path == "plain",
+            path=path,
             wide=wide,
             workspace=workspace,
             workspace_bytes=workspace_bytes,
@@ -199,7 +228,7 @@ class ScoringLibrary:
         *problem, path, count, values, indices, not_a_number, workspace, size, _, _ = arguments
         self._call(
             *problem,
-            plain=path == "plain",
+            path=path,
             wide=wide,
             workspace=workspace,
             workspace_bytes=size,
@@ -221,6 +250,7 @@ class ScoringLibrary:
         coefficients: int,
         weights: int,
         parts: int,
+        path: str,
         wide: bool | None = None,
         **rest: Any,
     ) -> None:
@@ -242,6 +272,8 @@ class ScoringLibrary:
             features_bytes=reach * (8 if dtype == 0 else 4 if dtype == 1 else 2),
             tile_for_targets=num_targets,
             wide=dtype == 0 if wide is None else wide,
+            path=PATHS.index(path),
+            multiprocessors=1,
             **rest,
         )
         error = self._library.host_score(ctypes.byref(problem))

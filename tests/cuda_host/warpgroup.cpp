@@ -52,17 +52,17 @@ void Runner::publish_operand() {
 
 void Runner::begin_multiply(const uint32_t* a, int count, const float* d) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
-  matrix.fenced_a = a;
   matrix.fenced_d = d;
-  matrix.fenced_values.assign(a, a + 4 * count);
+  for (int i = 0; i < count; ++i) {
+    std::memcpy(matrix.fenced_a[a + 4 * i].data(), a + 4 * i, 4 * sizeof(uint32_t));
+  }
 }
 
 void Runner::multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
-  const std::ptrdiff_t at = a - matrix.fenced_a;
-  if (matrix.fenced_a == nullptr || at < 0 || at % 4 != 0 ||
-      at >= static_cast<std::ptrdiff_t>(matrix.fenced_values.size()) ||
-      std::memcmp(matrix.fenced_values.data() + at, a, 4 * sizeof(uint32_t)) != 0) {
+  const auto fenced = matrix.fenced_a.find(a);
+  if (fenced == matrix.fenced_a.end() ||
+      std::memcmp(fenced->second.data(), a, 4 * sizeof(uint32_t)) != 0) {
     fault("a matrix instruction whose first operand changed since the last fence");
   }
   const auto hidden = matrix.hidden.find(d);
