@@ -78,17 +78,24 @@ TRAK_EXT_DEVICE void wait_copies() {
 
 TRAK_EXT_DEVICE void warp_barrier() { __syncwarp(); }
 
-// Core matrices that follow one another in shared memory, 8 rows of 16 bytes each: register i gets
-// bytes 4 t to 4 t + 3 of row g of matrix i.
-TRAK_EXT_DEVICE void load_four_matrices(const char* shared, uint32_t* registers) {
-  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + threadIdx.x % 32 * 16;
+// Core matrices in shared memory, 8 rows of 16 bytes each, in two pairs that are `pair_bytes`
+// apart, the second of a pair `half_bytes` after the first: register i gets bytes 4 t to 4 t + 3 of
+// row g of matrix i. A pair is what multiply_bf16 wants for b0 and b1.
+TRAK_EXT_DEVICE void load_four_matrices(const char* shared, int half_bytes, int pair_bytes,
+                                        uint32_t* registers) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + lane % 8 * 16 +
+                    lane / 8 % 2 * half_bytes + lane / 16 * pair_bytes;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                : "r"(from)
                : "memory");
 }
-TRAK_EXT_DEVICE void load_two_matrices(const char* shared, uint32_t* registers) {
-  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + threadIdx.x % 16 * 16;
+// One pair of them.
+TRAK_EXT_DEVICE void load_two_matrices(const char* shared, int half_bytes, uint32_t* registers) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + lane % 8 * 16 +
+                    lane / 8 % 2 * half_bytes;
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(registers[0]), "=r"(registers[1])
                : "r"(from)

@@ -44,7 +44,7 @@ TRAK_EXT_DEVICE void multiply_stage(const char* operand, typename Tile::Entries&
     constexpr int kAtOnce = OperandSlots<Tile>::kPassesAtOnce;
 #pragma unroll
     for (int first = 0; first < Tile::kPasses; first += kAtOnce) {
-      uint32_t b[kAtOnce][2][Tile::kRowTiles];
+      uint32_t b[kAtOnce][Tile::kRowTiles][2];
       OperandSlots<Tile>::load_passes(operand, step, first, b);
 #pragma unroll
       for (int pass = 0; pass < kAtOnce; ++pass) {
@@ -52,7 +52,7 @@ TRAK_EXT_DEVICE void multiply_stage(const char* operand, typename Tile::Entries&
         for (int n = 0; n < Tile::kRowTiles; ++n) {
 #pragma unroll
           for (int m = 0; m < Tile::kColumnTiles; ++m) {
-            device::multiply_bf16(products[m][n], a[m], b[pass][0][n], b[pass][1][n]);
+            device::multiply_bf16(products[m][n], a[m], b[pass][n][0], b[pass][n][1]);
           }
         }
       }

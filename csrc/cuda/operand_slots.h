@@ -43,21 +43,23 @@ class OperandSlots {
     return shared_ + static_cast<unsigned>(slot) % Tile::kSlots * kSlotBytes + stage * kStageBytes;
   }
 
-  // Passes whose fragments are loaded together: core matrices come by twos or fours.
+  // Passes whose fragments are loaded together: pairs of core matrices come one or two at a time.
   static constexpr int kPassesAtOnce = Tile::kRowTiles == 1 && Tile::kPasses == 2 ? 2 : 1;
 
-  // The fragments of a step of a stage from pass `first` on, b[pass][register][eight rows]: a core
-  // matrix a register.
+  // The fragments of a step of a stage from pass `first` on, b[pass][eight rows][register]: a core
+  // matrix a register. The registers of an instruction follow one another, or it would need moves.
   TRAK_EXT_DEVICE static void load_passes(const char* stage, int step, int first,
-                                          uint32_t (&b)[kPassesAtOnce][2][Tile::kRowTiles]) {
-    constexpr int kMatrices = kPassesAtOnce * 2 * Tile::kRowTiles;
-    const char* from = stage + step * kStepBytes + first * 2 * Tile::kRowTiles * kCoreBytes;
+                                          uint32_t (&b)[kPassesAtOnce][Tile::kRowTiles][2]) {
+    constexpr int kHalfBytes = Tile::kRowTiles * kCoreBytes;
+    constexpr int kPairs = kPassesAtOnce * Tile::kRowTiles;
+    constexpr int kPairBytes = Tile::kRowTiles == 1 ? 2 * kHalfBytes : kCoreBytes;
+    const char* from = stage + step * kStepBytes + first * 2 * kHalfBytes;
     uint32_t* registers = &b[0][0][0];
 #pragma unroll
-    for (int i = 0; i + 4 <= kMatrices; i += 4) {
-      device::load_four_matrices(from + i * kCoreBytes, registers + i);
+    for (int i = 0; i + 2 <= kPairs; i += 2) {
+      device::load_four_matrices(from + i * kPairBytes, kHalfBytes, kPairBytes, registers + 2 * i);
     }
-    if constexpr (kMatrices == 2) device::load_two_matrices(from, registers);
+    if constexpr (kPairs == 1) device::load_two_matrices(from, kHalfBytes, registers);
   }
 
  private:

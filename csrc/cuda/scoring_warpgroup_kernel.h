@@ -94,10 +94,7 @@ TRAK_EXT_DEVICE void load_features(const char* slot, int step,
 template <class Tile>
 TRAK_EXT_DEVICE void start_step(uint64_t operand, bool sets, uint32_t (&a)[Tile::kFeatureParts][4],
                                 WarpgroupSums<Tile>& products) {
-#pragma unroll
-  for (int part = 0; part < Tile::kFeatureParts; ++part) {
-    device::begin_multiply(a[part], products);
-  }
+  device::begin_multiply(a, products);
   bool add = !sets;
   // The smallest products first: what an addition truncates is a part of the sum so far.
 #pragma unroll

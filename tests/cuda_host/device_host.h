@@ -85,17 +85,18 @@ void wait_copies() {
 
 inline void warp_barrier() {}  // nothing goes through shared memory between lanes
 
-// Register i gets four bytes of row g of matrix i.
-inline void load_matrices(const char* shared, uint32_t* registers, int matrices) {
-  for (int i = 0; i < matrices; ++i) {
-    registers[i] = load_shared<uint32_t>(shared + 128 * i + thread_index() % 32 * 4);
+// Register i gets four bytes of row g of matrix i, half i % 2 of pair i / 2.
+inline void load_four_matrices(const char* shared, int half_bytes, int pair_bytes,
+                               uint32_t* registers) {
+  for (int i = 0; i < 4; ++i) {
+    registers[i] = load_shared<uint32_t>(shared + i % 2 * half_bytes + i / 2 * pair_bytes +
+                                         thread_index() % 32 * 4);
   }
 }
-inline void load_four_matrices(const char* shared, uint32_t* registers) {
-  load_matrices(shared, registers, 4);
-}
-inline void load_two_matrices(const char* shared, uint32_t* registers) {
-  load_matrices(shared, registers, 2);
+inline void load_two_matrices(const char* shared, int half_bytes, uint32_t* registers) {
+  for (int i = 0; i < 2; ++i) {
+    registers[i] = load_shared<uint32_t>(shared + i * half_bytes + thread_index() % 32 * 4);
+  }
 }
 
 inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
