@@ -65,6 +65,13 @@ class HostNative:
         kernels = _C.cuda_kernels(path, shared_limit)
         return [kernel for kernel in kernels if FEW_PASSES[kernel["kind"]] == kernel["passes"]]
 
+    def cuda_workspace_bytes(self, views: Any, *arguments: Any) -> int:
+        """As `_C.cuda_workspace_bytes`: every tensor has the parts of those that were built."""
+        rows, proj_dim, _, limit = arguments
+        float32 = [(view[0], 1, *view[2:]) for view in views]
+        passes = max(FEW_PASSES.values())
+        return _C.cuda_workspace_bytes(float32, rows, proj_dim, passes, limit)
+
     def cuda_project(self, *arguments: Any) -> None:
         """As `_C.cuda_project`."""
         with self._faulty(self._projection, arguments[-5]):
