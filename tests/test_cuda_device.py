@@ -194,14 +194,15 @@ def test_devices_that_do_not_match_get_one_sentence():
 @built
 def test_workspace_is_bounded():
     def size(rows: int, num_params: int, proj_dim: int, limit: int = ops.CUDA_WORKSPACE_BYTES):
-        return _C.cuda_workspace_bytes(
-            [(0, 1, num_params, num_params, 1, 0)], rows, proj_dim, limit
-        )
+        views = [(0, 1, num_params, num_params, 1, 0)]
+        return _C.cuda_workspace_bytes(views, rows, proj_dim, 2, limit)
 
     assert size(64, 10**12, 8192) == 256 * 2**20
-    assert size(3, 10**4, 100) == 5 * 3 * 100 * 4  # five chunks of 2048
-    assert size(64, 10**12, 8192, limit=0) == 64 * 512 * 4
-    assert size(0, 5, 6) == size(4, 5, 0) == 0
+    # Five chunks of 2048: sums, and eight rows in two bf16 parts.
+    assert size(3, 10**4, 100) == 5 * (3 * 100 * 4 + 2048 * 8 * 2 * 2)
+    # Sums [64, 512], and a chunk of 64 rows in two bf16 parts.
+    assert size(64, 10**12, 8192, limit=0) == 64 * 512 * 4 + 64 * 512 * 64 * 2 * 2
+    assert size(0, 5, 6) == size(4, 5, 0) == size(4, 0, 5) == 0
     assert size(2**40, 2**62, 2**32) == 256 * 2**20
 
 

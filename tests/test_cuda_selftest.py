@@ -396,6 +396,18 @@ def test_the_callers_modes_do_not_reach_the_test(native):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_the_test_runs_outside_the_callers_modes():
+    seen = []
+
+    def check(kernels, family, path):
+        seen.append((torch.empty(0).device.type, torch.is_inference_mode_enabled()))
+
+    chooser = PathChooser(lambda device: HostKernels(None), check)
+    with torch.device("meta"), torch.inference_mode():
+        chooser.choose(DEVICE, "projection", "mma")
+    assert seen == [("cpu", False)]
+
+
 def test_a_warning_that_is_an_error_leaves_the_fallback_in_place():
     chooser = chooser_of({"wgmma"}, [])
     with warnings.catch_warnings():
