@@ -95,11 +95,11 @@ def compile_host(arguments: list[str]) -> None:
     subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, f"-I{HOST}", *arguments], check=True)
 
 
-def build_runner(folder: Path) -> list[str]:
+def build_runner(folder: Path, host: Path = HOST) -> list[str]:
     """Compile what runs kernels on the host, for several libraries."""
     objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup")]
     for name in objects:
-        compile_host(["-c", str(HOST / Path(name).with_suffix(".cpp").name), "-o", name])
+        compile_host(["-c", str(host / Path(name).with_suffix(".cpp").name), "-o", name])
     return objects
 
 
@@ -135,6 +135,10 @@ class HostLibrary:
         self._library.host_choose_path.restype = ctypes.c_char_p
         self._library.host_sizeof_problem.restype = ctypes.c_int64
         assert self._library.host_sizeof_problem() == ctypes.sizeof(Problem)
+
+    def show_to(self, witness: Any) -> None:
+        """Show every matrix instruction to a callback of witness.py, or to nobody (None)."""
+        self._library.host_show_to(witness)
 
     def project(
         self,

@@ -84,4 +84,8 @@ extern "C" const char* host_choose_path(const char* wanted, int best, int* path)
   });
 }
 
+extern "C" void host_show_to(trak_ext::host_run::Witness witness) {
+  Runner::get().show_to(witness);
+}
+
 extern "C" int64_t host_sizeof_problem() { return sizeof(HostProblem); }

@@ -106,4 +106,8 @@ extern "C" const char* host_score(const HostScoring* host) {
   }
 }
 
+extern "C" void host_show_to(trak_ext::host_run::Witness witness) {
+  Runner::get().show_to(witness);
+}
+
 extern "C" int64_t host_sizeof_scoring() { return sizeof(HostScoring); }
