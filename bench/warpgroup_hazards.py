@@ -45,6 +45,8 @@ def width_of(name: str, modifiers: list[str], operand: int, operands: int) -> in
     """Return registers an operand has, rather too many than too few."""
     if name == "HMMA" or "128" in modifiers:
         return 4
+    if name == "LDSM":
+        return int(modifiers[-1]) if operand == 0 and modifiers[-1].isdigit() else 1
     if "WIDE" in modifiers:  # two of one register, added to two
         return 2 if operand in (0, operands - 1) else 1
     if name in ("I2F", "F2I", "F2F") and {"64", "F64", "U64", "S64"} & set(modifiers):

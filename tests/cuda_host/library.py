@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -84,6 +85,40 @@ class Matrix(ctypes.Structure):
         ("proj_dim", ctypes.c_int64),
         ("out", ctypes.c_void_p),
     ]
+
+
+class Noted(ctypes.Structure):
+    """Launch of runner.h."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_char_p),
+        ("argument", ctypes.c_void_p),
+        ("argument_bytes", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("threads", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
+    ]
+
+
+NOTE = ctypes.CFUNCTYPE(None, ctypes.POINTER(Noted))
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A kernel by its mangled name, and what it is launched with."""
+
+    kernel: str
+    argument: bytes
+    blocks: int
+    threads: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, noted: Any) -> Launch:
+        """Copy what a note holds for as long as the call."""
+        argument = ctypes.string_at(noted.argument, noted.argument_bytes)
+        kernel = noted.kernel.decode()
+        return cls(kernel, argument, noted.blocks, noted.threads, noted.shared_bytes)
 
 
 def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
@@ -185,6 +220,46 @@ class HostLibrary:
         if error is not None:
             raise RuntimeError(error.decode())
         return out
+
+    def launches(
+        self,
+        gradient: Gradient,
+        rows: int,
+        proj_dim: int,
+        *,
+        precision: str,
+        out: int,
+        workspace: int,
+        workspace_bytes: int,
+        tile_for_rows: int | None = None,
+        shared_limit: int = 227 * 1024,
+        **law: Any,
+    ) -> list[Launch]:
+        """Return the launches of a projection, which are not run: addresses may be made up."""
+        problem = Problem(
+            law=make_law(**law),
+            grad=gradient,
+            rows=rows,
+            proj_dim=proj_dim,
+            out=out,
+            out_row_stride=proj_dim,
+            out_column_stride=1,
+            workspace=workspace,
+            workspace_bytes=workspace_bytes,
+            tile_for_rows=rows if tile_for_rows is None else tile_for_rows,
+            passes=PASSES[precision.removeprefix(WARPGROUP)],
+            order_seed=1,
+            shared_limit=shared_limit,
+            warpgroups=int(precision.startswith(WARPGROUP)),
+        )
+        found: list[Launch] = []
+        note = NOTE(lambda shown: found.append(Launch.of(shown.contents)))
+        self._library.host_note_launches(note)
+        error = self._library.host_project(ctypes.byref(problem))
+        self._library.host_note_launches(None)
+        if error is not None:
+            raise RuntimeError(error.decode())
+        return found
 
     def matrix(self, num_params: int, proj_dim: int, param_offset: int = 0, **law: Any) -> Tensor:
         """Return rows of R by the CUDA kernel that fills them in."""

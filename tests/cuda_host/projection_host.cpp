@@ -84,6 +84,10 @@ extern "C" const char* host_choose_path(const char* wanted, int best, int* path)
   });
 }
 
+extern "C" void host_note_launches(trak_ext::host_run::LaunchNote note) {
+  Runner::get().note_launches(note);
+}
+
 extern "C" void host_show_to(trak_ext::host_run::Witness witness) {
   Runner::get().show_to(witness);
 }

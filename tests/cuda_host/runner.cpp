@@ -1,5 +1,7 @@
 #include "runner.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -34,6 +36,17 @@ void Runner::begin(uint64_t order_seed) {
 void Runner::allow(const void* address, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   ranges_.emplace_back(begin, begin + static_cast<uint64_t>(bytes));
+}
+
+bool Runner::note(const void* kernel, Launch launch) {
+  if (note_ == nullptr) return false;
+  Dl_info info = {};
+  if (dladdr(kernel, &info) == 0 || info.dli_sname == nullptr) {
+    throw std::runtime_error("a launch of a kernel without a name");
+  }
+  launch.kernel = info.dli_sname;
+  note_(&launch);
+  return true;
 }
 
 void Runner::run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data) {

@@ -30,6 +30,17 @@ struct MatrixInstruction {
 };
 using Witness = void (*)(const MatrixInstruction*);
 
+// A launch that is noted instead of run: which kernel (its mangled name) with what.
+struct Launch {
+  const char* kernel;
+  const void* argument;
+  int64_t argument_bytes;
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+};
+using LaunchNote = void (*)(const Launch*);
+
 class Runner {
  public:
   static Runner& get();
@@ -41,6 +52,10 @@ class Runner {
 
   // Is shown every matrix instruction from now on; null: nobody is.
   void show_to(Witness witness) { witness_ = witness; }
+
+  // Launches are noted rather than run from now on; null: they run.
+  void note_launches(LaunchNote note) { note_ = note; }
+  bool note(const void* kernel, Launch launch);
 
   // Runs body(data) in every thread of every block. Throws std::runtime_error with the first fault.
   void run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data);
@@ -96,6 +111,7 @@ class Runner {
 
   std::mt19937_64 random_{0};
   Witness witness_ = nullptr;
+  LaunchNote note_ = nullptr;
   std::vector<std::pair<uintptr_t, uintptr_t>> ranges_;
   std::vector<Fiber*> fibers_;
   std::vector<char> shared_storage_;

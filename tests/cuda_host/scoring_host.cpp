@@ -106,6 +106,10 @@ extern "C" const char* host_score(const HostScoring* host) {
   }
 }
 
+extern "C" void host_note_launches(trak_ext::host_run::LaunchNote note) {
+  Runner::get().note_launches(note);
+}
+
 extern "C" void host_show_to(trak_ext::host_run::Witness witness) {
   Runner::get().show_to(witness);
 }
