@@ -117,13 +117,14 @@ bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_
 
 #if defined(TRAK_EXT_CUDA)
 int64_t bind_cuda_workspace_bytes(const std::vector<GradientTuple>& grads, int64_t rows,
-                                  int64_t proj_dim, int64_t limit) {
+                                  int64_t proj_dim, int passes, int64_t limit) {
   const std::vector<GradientView> views = make_views(grads);
   CudaProjectionProblem problem = {};
   problem.grads = views.data();
   problem.num_grads = static_cast<int64_t>(views.size());
   problem.rows = rows;
   problem.proj_dim = proj_dim;
+  problem.passes = passes;
   return cuda_workspace_bytes(problem, limit);
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -151,6 +153,26 @@ def test_streaming_waits_for_a_slow_stream():
         got = streaming.score_streamed(solved, features, weights, block_bytes=100 * 1024)
     stream.synchronize()
     assert torch.equal(got, whole)
+
+
+@device
+def test_a_consumer_that_raises_leaves_no_copy_behind():
+    features = [torch.full((4000, 256), 3.0)]
+    transport = streaming.CudaTransport(torch.device("cuda"))
+
+    def consume() -> None:
+        blocks = streaming.stream_blocks(features, transport.device, 1024 * 1024, transport)
+        next(blocks)
+        with torch.cuda.stream(transport.copy_stream):
+            torch.cuda._sleep(50_000_000)  # the third block's copy stands behind this
+        next(blocks)
+        raise RuntimeError("stop")
+
+    with contextlib.suppress(RuntimeError):
+        consume()
+    others = [torch.zeros(1024, 256, device="cuda") for _ in range(2)]  # of the same memory
+    torch.cuda.synchronize()
+    assert not any(bool(other.any()) for other in others)
 
 
 @device

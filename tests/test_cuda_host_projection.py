@@ -50,6 +50,12 @@ def check(library: HostLibrary, grads: torch.Tensor, proj_dim: int, precision: s
         assert ((got - exact).abs() <= bound + 1e-30).all()
 
 
+def least_workspace(rows: int, precision: str) -> int:
+    """Return bytes for sums [rows, 512] and a chunk of up to 64 rows in bf16 parts."""
+    parts = {"plain": 0, "medium": 1, "high": 2, "highest": 3}[precision.split()[-1]]
+    return 4 * 512 * min(rows, 64) + 2 * parts * CHUNK * 64
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,18 +127,21 @@ def test_matrix_kernel_is_the_law(library, kind, param_offset):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_launch_shape_makes_no_difference(library, kind, precision):
-    # Columns, rows and chunks that fit in a launch; tiles of other shapes; the order of threads.
-    grads = torch.randn(35 if precision != "plain" else 9, 3 * CHUNK + 100)
+    # Columns, rows and chunks that fit in a launch; tiles of other shapes; the order of threads;
+    # how many blocks run at once.
+    rows = 35 if precision != "plain" else 9
+    grads = torch.randn(rows, 3 * CHUNK + 100)
     proj_dim = 530
     arguments = {"kind": kind, "precision": precision, "param_offset": 2**33 + 40}
-    whole = library.project(grads, proj_dim, workspace_bytes=2**22, **arguments)
-    smallest = 35 * 512 * 4
+    whole = library.project(grads, proj_dim, workspace_bytes=2**23, **arguments)
+    smallest = least_workspace(rows, precision)
     for workspace_bytes in (smallest, smallest + 4, 5 * smallest):
         part = library.project(
             grads,
             proj_dim,
             workspace_bytes=workspace_bytes,
             order_seed=workspace_bytes,
+            multiprocessors=workspace_bytes % 7 + 1,
             **arguments,
         )
         assert torch.equal(part, whole)
@@ -151,7 +160,7 @@ def test_launch_shape_makes_no_difference(library, kind, precision):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strides_and_alignment_make_no_difference(library, kind, dtype):
-    # 16-byte copies, 4-byte copies and single elements, at every misalignment there is.
+    # Four elements at a time and single ones, at every misalignment there is.
     grads = torch.randn(10, 1100).to(dtype)
     expected = {}
     seen = set()
@@ -248,10 +257,14 @@ def test_the_two_matrix_paths_agree_on_integers(library, kind):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-2)
 
 
-def test_a_workspace_that_is_too_small_is_refused(library):
-    message = "workspace: expected at least 240 bytes, got 236"
+@pytest.mark.parametrize("precision", ["plain", "high"])
+def test_a_workspace_that_is_too_small_is_refused(library, precision):
+    # Sums [3, 20], and a superblock of eight rows in two bf16 parts.
+    least = 240 + (0 if precision == "plain" else 512 * 8 * 2 * 2)
+    message = f"workspace: expected at least {least} bytes, got {least - 4}"
+    library.project(torch.ones(3, 10), 20, precision=precision, workspace_bytes=least)
     with pytest.raises(RuntimeError, match=message):
-        library.project(torch.ones(3, 10), 20, workspace_bytes=236)
+        library.project(torch.ones(3, 10), 20, precision=precision, workspace_bytes=least - 4)
 
 
 def test_the_path_is_the_best_unless_another_is_asked_for(library):

@@ -161,16 +161,13 @@ def test_matrix_instructions_multiply_each_feature_by_its_targets(
 # Faults of the kernels, and faults that they share with the runner that plays them, so that results
 # are right and no other test can tell. Path, then file under csrc/cuda or tests/cuda_host, what
 # stands there and what is put in its place, and what is said.
+DESCRIBED = "kHalfBytes,\n                                    kCoreBytes);"
 NOT_BESIDE = "entries that are not those of the gradients beside them"
 KERNEL_FAULTS = {
     "halves of a register": (
         "mma",
         [
-            (
-                "csrc/cuda/gradient_tile.h",
-                "split_pair<Tile::kPasses>(elements[0], elements[1], parts[0]);",
-                "split_pair<Tile::kPasses>(elements[1], elements[0], parts[0]);",
-            ),
+            ("csrc/cuda/entries.h", "return {lower, lower + 16};", "return {lower + 16, lower};"),
         ],
         NOT_BESIDE,
     ),
@@ -187,12 +184,12 @@ KERNEL_FAULTS = {
     ),
     "leading offset": (
         "warpgroup",
-        [("csrc/cuda/shared_operand.h", "kHalfBytes, kCoreBytes);", "kCoreBytes, kCoreBytes);")],
+        [("csrc/cuda/operand_ring.h", DESCRIBED, "kCoreBytes, kCoreBytes);")],
         "gradients of several parameters|rows are not in order|" + NOT_BESIDE,
     ),
     "rows of a core matrix": (
         "warpgroup",
-        [("csrc/cuda/shared_operand.h", "+ row * 16 +", "+ (row ^ 1) * 16 +")],
+        [("csrc/cuda/split_gradients_kernel.h", "+ row * 16;", "+ (row ^ 1) * 16;")],
         "rows are not in order",
     ),
 }
@@ -200,7 +197,7 @@ SHARED_FAULTS = {
     "leading and stride offsets exchanged": (
         "warpgroup",
         [
-            ("csrc/cuda/shared_operand.h", "kHalfBytes, kCoreBytes);", "kCoreBytes, kHalfBytes);"),
+            ("csrc/cuda/operand_ring.h", DESCRIBED, "kCoreBytes, kHalfBytes);"),
             (
                 "host/warpgroup.cpp",
                 "k / 8 * summed_bytes + n / 8 * row_bytes",
@@ -230,15 +227,16 @@ SHARED_FAULTS = {
     "halves of the second operand's registers swapped": (
         "mma",
         [
-            (
-                "csrc/cuda/gradient_tile.h",
-                "split_pair<Tile::kPasses>(elements[0], elements[1], parts[0]);",
-                "split_pair<Tile::kPasses>(elements[1], elements[0], parts[0]);",
-            ),
+            ("csrc/cuda/entries.h", "return {lower, lower + 16};", "return {lower + 16, lower};"),
             (
                 "host/runner.cpp",
                 "b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));",
                 "b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * (1 - half)));",
+            ),
+            (
+                "host/runner.cpp",
+                "b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * half));",
+                "b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * (1 - half)));",
             ),
         ],
         "sums at",

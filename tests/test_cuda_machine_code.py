@@ -128,3 +128,9 @@ def test_scoring_kernels_have_the_matrix_instructions_of_one_step_and_wide_acces
             assert sum("LDS.128" in text for text in texts) >= targets // 16 * parts, kernel.label
             width = ".128" if dtype == "fp32" else ".64"
             assert any("LDGSTS" in text and width in text for text in texts), kernel.label
+
+
+def test_no_kernel_takes_generic_loads_or_stores(kernels):
+    # They are slower, and say that the compiler does not know which memory is meant.
+    generic = ("LD", "ST", "ATOM")
+    assert [k.label for k in kernels if any(k.opcodes[name] for name in generic)] == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -89,31 +90,116 @@ def test_whichever_stream_is_ahead(eager_compute, eager_copies):
     assert blocks_are_right(streaming, eager_compute, eager_copies)
 
 
+class Stop(BaseException):
+    """What ends a consumer, as KeyboardInterrupt does."""
+
+
+class BadFeatures:
+    """Features [23, 2] whose rows from 12 on cannot be read."""
+
+    shape = (23, 2)
+    dtype = torch.float32
+    element_size = torch.tensor(0.0).element_size
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        if rows.stop > 12:
+            raise Stop
+        return torch.zeros(rows.stop - rows.start, 2)
+
+
+def leave_normally(blocks) -> None:
+    for _ in blocks:
+        pass
+
+
+def leave_by_an_exception(blocks) -> None:
+    for block in blocks:
+        if block.rows.start == 8:
+            raise Stop
+
+
+def leave_the_loop(blocks) -> None:
+    for block in blocks:
+        if block.rows.start == 8:
+            break
+
+
+def leave_before_the_second_block(blocks) -> None:
+    next(blocks)
+    blocks.close()
+
+
+EXITS = {
+    **{"normally": leave_normally, "exception": leave_by_an_exception, "break": leave_the_loop},
+    **{"early": leave_before_the_second_block, "features": leave_normally},
+}
+
+
+def copies_after_the_end(module, leave: str, eager_compute: bool, eager_copies: bool) -> list[str]:
+    """Return what copies do to buffers that are given up, on streams that are early or late."""
+    features = [torch.zeros(23, 2), BadFeatures() if leave == "features" else torch.zeros(23, 2)]
+    transport = LateTransport(eager_compute, eager_copies)
+    blocks = module.stream_blocks(features, CPU, 4 * 4 * 4, transport)
+    with contextlib.suppress(Stop):
+        EXITS[leave](blocks)
+    del blocks
+    transport.compute_stream.synchronize()  # in the order that finds most
+    transport.copy_stream.synchronize()
+    assert transport.buffers == 2 * 2 * 2
+    assert not any(memory.lent for memory in transport.memories)
+    return transport.faults
+
+
+@pytest.mark.parametrize("leave", EXITS)
+@pytest.mark.parametrize("eager_compute", [False, True])
+@pytest.mark.parametrize("eager_copies", [False, True])
+def test_no_copy_is_under_way_when_buffers_are_given_up(leave, eager_compute, eager_copies):
+    assert copies_after_the_end(streaming, leave, eager_compute, eager_copies) == []
+
+
 FAULTS = {
-    "scored before it has come": "        transport.compute_stream.wait_event(slot.copied)\n",
+    "scored before it has come": ("            transport.compute_stream.wait_event(slot.copied)\n"),
     "copied over while it is scored": (
         "        self._transport.copy_stream.wait_event(self.computed)\n"
     ),
     "pinned buffer filled while it is read": (
         "            self.copied.synchronize()  # the pinned buffer is read until then\n"
     ),
-    "no event after scoring": ("        slot.computed = transport.compute_stream.record_event()\n"),
+    "no event after scoring": (
+        "            slot.computed = transport.compute_stream.record_event()\n"
+    ),
 }
+MODES = [(compute, copies) for compute in (False, True) for copies in (False, True)]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_caught(fault, tmp_path, monkeypatch):
+def faulty_streaming(line: str, folder: Path, monkeypatch):
+    """Return the module without one of its lines."""
     text = Path(streaming.__file__).read_text()
-    line = FAULTS[fault]
     assert text.count(line) == 1
-    copy = tmp_path / "faulty_streaming.py"
+    copy = folder / "faulty_streaming.py"
     copy.write_text(text.replace(line, line[: -len(line.lstrip())] + "pass\n"))
     spec = importlib.util.spec_from_file_location("trak_ext.faulty_streaming", copy)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    modes = [(compute, copies) for compute in (False, True) for copies in (False, True)]
-    assert not all(blocks_are_right(module, *mode) for mode in modes)
+    return module
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault, tmp_path, monkeypatch):
+    module = faulty_streaming(FAULTS[fault], tmp_path, monkeypatch)
+    assert not all(blocks_are_right(module, *mode) for mode in MODES)
+
+
+@pytest.mark.parametrize("leave", EXITS)
+def test_buffers_given_up_without_a_wait_are_caught(leave, tmp_path, monkeypatch):
+    line = "        transport.copy_stream.synchronize()\n"
+    module = faulty_streaming(line, tmp_path, monkeypatch)
+    found = {fault for mode in MODES for fault in copies_after_the_end(module, leave, *mode)}
+    read = "a copy read pinned memory that had been taken back"
+    wrote = "a copy wrote to the device's memory that had been taken back"
+    # At its end the compute stream has waited for the last copy, but the host has not.
+    assert found == ({read} if leave == "normally" else {read, wrote})
 
 
 @pytest.mark.parametrize("leverage", [False, True])

@@ -90,7 +90,11 @@ def cuda_build() -> dict[str, Any] | None: ...
 
 # Where the CUDA part is built in.
 def cuda_workspace_bytes(
-    grads: list[tuple[int, int, int, int, int, int]], rows: int, proj_dim: int, limit: int
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    proj_dim: int,
+    passes: int,
+    limit: int,
 ) -> int: ...
 def cuda_project(
     grads: list[tuple[int, int, int, int, int, int]],

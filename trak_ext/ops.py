@@ -18,7 +18,7 @@ from .runtime import get_num_threads
 KINDS = {"rademacher": 0, "normal": 1}
 # Names as in torch.set_float32_matmul_precision; on CUDA the bf16 parts of an fp32 gradient.
 PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
-# What a projection on a CUDA device takes at most for partial sums.
+# What a projection on a CUDA device takes at most for bf16 parts and partial sums.
 CUDA_WORKSPACE_BYTES = 256 * 2**20
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -110,13 +110,14 @@ def project_(
     if out.device.type == "cpu":
         _C.project(views, *output, *law, PRECISIONS[precision], get_num_threads())
         return
-    size = _C.cuda_workspace_bytes(views, rows, proj_dim, CUDA_WORKSPACE_BYTES)
+    passes = PRECISIONS[precision]
+    size = _C.cuda_workspace_bytes(views, rows, proj_dim, passes, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
     _C.cuda_project(
         views,
         *output,
         *law,
-        PRECISIONS[precision],
+        passes,
         workspace.data_ptr(),
         size,
         *cuda_queue(out.device),

@@ -91,15 +91,19 @@ def stream_blocks(
     block_bytes = BLOCK_BYTES if block_bytes is None else block_bytes
     step = min(num_train, max(1, block_bytes // max(1, row_bytes)))
     parts = [slice(i, min(i + step, num_train)) for i in range(0, num_train, step)]
-    slots = [_Slot(transport, step, features) for _ in range(min(2, len(parts)))]
-    coming = slots[0].fetch(features, parts[0])
-    for i in range(len(parts)):
-        block, slot = coming, slots[i % 2]
-        if i + 1 < len(parts):
-            coming = slots[(i + 1) % 2].fetch(features, parts[i + 1])
-        transport.compute_stream.wait_event(slot.copied)
-        yield block
-        slot.computed = transport.compute_stream.record_event()
+    try:
+        slots = [_Slot(transport, step, features) for _ in range(min(2, len(parts)))]
+        coming = slots[0].fetch(features, parts[0])
+        for i in range(len(parts)):
+            block, slot = coming, slots[i % 2]
+            if i + 1 < len(parts):
+                coming = slots[(i + 1) % 2].fetch(features, parts[i + 1])
+            transport.compute_stream.wait_event(slot.copied)
+            yield block
+            slot.computed = transport.compute_stream.record_event()
+    finally:
+        # However this ends, the buffers go back to their allocators now: no copy may be under way.
+        transport.copy_stream.synchronize()
 
 
 def score_streamed(

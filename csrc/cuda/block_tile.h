@@ -9,36 +9,38 @@ namespace trak_ext {
 constexpr int kTileColumns = 16;  // columns of the matrix a warp and instruction
 constexpr int kTileRows = 8;      // rows of the gradients a column of fragments
 
+// The part of a launch that one block makes.
+struct BlockTile {
+  int64_t chunk;        // of the launch
+  int64_t row;          // the first, of the launch
+  int64_t column;       // the first, of the matrix
+  int32_t rows;         // that exist
+  int32_t columns;      // that exist
+  const char* operand;  // the chunk's gradients of the tile's rows, as bf16 parts
+  float* partials;      // the tile's first sum; rows are problem.columns apart
+};
+
 // Tiles of one chunk follow one another, so that blocks that run together read the same gradients.
 TRAK_EXT_DEVICE BlockTile locate_tile(const MultiplyProblem& problem, int tile_rows,
-                                      int tile_columns) {
+                                      int tile_columns, int passes) {
   const int64_t column_tiles = (problem.columns + tile_columns - 1) / tile_columns;
   const int64_t row_tiles = (problem.rows + tile_rows - 1) / tile_rows;
   const int64_t index = device::block_index();
   const int64_t column = index % column_tiles * tile_columns;
-  const int64_t row = index / column_tiles % row_tiles * tile_rows;
-  const int64_t chunk = index / column_tiles / row_tiles;
-  const int64_t first = (problem.first_chunk + chunk) * problem.chunk_superblocks;
-  const int64_t left = problem.superblocks - first;
-  const int64_t rows_left = problem.rows - row;
+  const int64_t row_tile = index / column_tiles % row_tiles;
+  const int64_t rows_left = problem.rows - row_tile * tile_rows;
   const int64_t columns_left = problem.columns - column;
-  const int64_t superblocks = left < problem.chunk_superblocks ? left : problem.chunk_superblocks;
-  const auto head = static_cast<int64_t>(problem.grad.param_offset % kSuperblockParams);
-  const int64_t first_param = first * kSuperblockParams - head;
-  const int64_t end = problem.grad.params - first_param;
   BlockTile tile = {};
+  tile.chunk = index / column_tiles / row_tiles;
+  tile.row = row_tile * tile_rows;
   tile.column = problem.first_column + column;
   tile.rows = static_cast<int32_t>(rows_left < tile_rows ? rows_left : tile_rows);
   tile.columns = static_cast<int32_t>(columns_left < tile_columns ? columns_left : tile_columns);
-  tile.superblock = problem.grad.param_offset / kSuperblockParams + static_cast<uint64_t>(first);
-  tile.num_superblocks = static_cast<int32_t>(superblocks);
-  tile.begin = first_param < 0 ? static_cast<int32_t>(-first_param) : 0;
-  tile.end = static_cast<int32_t>(
-      end < superblocks * kSuperblockParams ? end : superblocks * kSuperblockParams);
-  tile.source = reinterpret_cast<uintptr_t>(problem.grad.data) +
-                static_cast<uint64_t>((problem.first_row + row) * problem.layout.row_bytes) +
-                static_cast<uint64_t>(first_param * problem.layout.param_bytes);
-  tile.partials = problem.partials + (chunk * problem.rows + row) * problem.columns + column;
+  tile.operand =
+      problem.operand + (tile.chunk * row_tiles + row_tile) *
+                            operand_chunk_bytes(tile_rows, passes, problem.chunk_superblocks);
+  tile.partials =
+      problem.partials + (tile.chunk * problem.rows + tile.row) * problem.columns + column;
   return tile;
 }
 

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "shared_limit.h"
+
 #define TRAK_EXT_DEVICE __device__ __forceinline__
 #define TRAK_EXT_KERNEL(threads, blocks_per_sm) \
   __global__ void __launch_bounds__(threads, blocks_per_sm)
@@ -33,10 +35,14 @@ template <class T>
 TRAK_EXT_DEVICE void store_shared(void* address, T value) {
   *static_cast<T*>(address) = value;
 }
+// That an address is global is said by a cast from that space, of a number that the compiler cannot
+// look into: __isGlobal, which leaves it free to fold offsets, tells it nothing where a pointer was
+// made of an integer, and then a load is the generic, slower instruction.
 template <class T>
 TRAK_EXT_DEVICE T load_global(const void* address) {
-  __builtin_assume(__isGlobal(address));
-  return *static_cast<const T*>(address);
+  size_t number = __cvta_generic_to_global(address);
+  asm("" : "+l"(number));
+  return *static_cast<const T*>(__cvta_global_to_generic(number));
 }
 template <class T>
 TRAK_EXT_DEVICE void store_global(void* address, T value) {
@@ -68,6 +74,25 @@ TRAK_EXT_DEVICE void wait_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
+}
+
+TRAK_EXT_DEVICE void warp_barrier() { __syncwarp(); }
+
+// Core matrices that follow one another in shared memory, 8 rows of 16 bytes each: register i gets
+// bytes 4 t to 4 t + 3 of row g of matrix i.
+TRAK_EXT_DEVICE void load_four_matrices(const char* shared, uint32_t* registers) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + threadIdx.x % 32 * 16;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(from)
+               : "memory");
+}
+TRAK_EXT_DEVICE void load_two_matrices(const char* shared, uint32_t* registers) {
+  const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + threadIdx.x % 16 * 16;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(registers[0]), "=r"(registers[1])
+               : "r"(from)
+               : "memory");
 }
 
 // d[16, 8] += a[16, 16] b[16, 8] over a warp. With g = lane / 4 and t = lane % 4, a register of `a`
@@ -145,13 +170,34 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
+// The limits of this process's kernels, see shared_limit.h.
+inline SharedLimits shared_limits;
+
+// On the current device.
+inline void allow_shared_memory(const void* kernel, int shared_bytes) {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  shared_limits.allow(
+      kernel, device, shared_bytes,
+      [kernel] {
+        // This loads the kernel too, before the launch, where a call has made that safe.
+        cudaFuncAttributes attributes;
+        check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+        return attributes.maxDynamicSharedSizeBytes;
+      },
+      [kernel](int bytes) {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+              "cudaFuncSetAttribute (shared memory of a kernel)");
+      });
+}
+
 template <class Argument>
 void launch(void (*kernel)(Argument), int64_t blocks, int threads, int shared_bytes, Stream stream,
             Argument argument) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-        "cudaFuncSetAttribute (shared memory of a kernel)");
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  allow_shared_memory(address, shared_bytes);
   void* arguments[] = {&argument};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+  check(cudaLaunchKernel(address, dim3(static_cast<unsigned>(blocks)),
                          dim3(static_cast<unsigned>(threads)), arguments,
                          static_cast<size_t>(shared_bytes), stream),
         "the launch of a kernel");

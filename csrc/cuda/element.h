@@ -41,6 +41,22 @@ TRAK_EXT_DEVICE void load_quad(const char* address, DType dtype, float (&values)
   }
 }
 
+// Four consecutive elements of global memory in one access; not of fp64.
+TRAK_EXT_DEVICE void load_global_quad(const char* address, DType dtype, float (&values)[4]) {
+  if (dtype == DType::kFloat32) {
+    const auto words = device::load_global<Words4>(address);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] = law_from_bits(words.word[i]);
+    return;
+  }
+  const auto words = device::load_global<Words2>(address);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto bits = static_cast<uint16_t>(words.word[i / 2] >> (16 * (i % 2)));
+    values[i] = dtype == DType::kFloat16 ? device::half_to_float(bits) : bfloat16_to_float(bits);
+  }
+}
+
 // A value that rounds to a finite bf16 number if it is finite: the largest floats are truncated.
 TRAK_EXT_DEVICE float fit_bfloat16(float value) {
   const float magnitude = law_from_bits(law_bits(value) & 0x7FFFFFFFu);

@@ -3,10 +3,8 @@
 //
 // The order of the summed index inside a matrix instruction is free, as long as both operands have
 // it. Of the 16 parameters of a step, thread (g, t) holds four, for columns g and g + 8 of each
-// column tile; they are chosen so that a thread needs no Philox block but its own. For both kinds:
-//   segment_start: which parameters of a superblock a stage's segments are;
-//   unit_source, order_unit: which two quads (4 parameters) of a segment make the fragments of two
-//   steps, and in which order: [step][register][half].
+// column tile; they are chosen so that a thread needs no Philox block but its own. For both kinds
+// place_of says which two parameters of a superblock meet in slot t of a half step of a stage.
 // A warp has 16 columns a tile in the warp's instruction and in the warpgroup's alike.
 #pragma once
 
@@ -18,10 +16,10 @@
 
 namespace trak_ext {
 
-struct UnitSource {
-  int segment;
-  int first;   // quad
-  int second;  // quad
+// The parameters of a superblock that one register of 32 bits holds.
+struct OperandPlace {
+  int lower;
+  int upper;
 };
 
 // Slot t owns Philox block t of the superblock: parameters 128 t .. + 127. Stage w takes word w of
@@ -33,19 +31,10 @@ class RademacherEntries {
   static constexpr int kStepsUnrolled = 8;
   static constexpr int kSharedBytes = 0;
 
-  TRAK_EXT_DEVICE static int segment_start(int stage, int segment) {
-    return 128 * segment + 32 * stage;
-  }
-  TRAK_EXT_DEVICE static UnitSource unit_source(int pair, int slot) {
-    return {slot, 3 - pair, 7 - pair};  // from bit 15 - 4 pair down, and 16 above
-  }
-  TRAK_EXT_DEVICE static void order_unit(const float (&first)[4], const float (&second)[4],
-                                         float (&ordered)[8]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      ordered[2 * i] = first[3 - i];
-      ordered[2 * i + 1] = second[3 - i];
-    }
+  // Half 2 s + h of a stage takes the bits that step s brings to registers 2 h and 2 h + 1.
+  TRAK_EXT_DEVICE static OperandPlace place_of(int stage, int half, int slot) {
+    const int lower = 128 * slot + 32 * stage + 15 - half;
+    return {lower, lower + 16};
   }
 
   TRAK_EXT_DEVICE RademacherEntries(const MultiplyProblem& problem, int64_t column,
@@ -123,19 +112,9 @@ class NormalEntries {
   static constexpr int kStepsUnrolled = 1;
   static constexpr int kSharedBytes = sizeof(float) * kNormalRows * kNormalTerms;
 
-  TRAK_EXT_DEVICE static int segment_start(int stage, int segment) {
-    return kStageParams * stage + 32 * segment;
-  }
-  TRAK_EXT_DEVICE static UnitSource unit_source(int pair, int slot) {
-    return {pair, slot, 4 + slot};
-  }
-  TRAK_EXT_DEVICE static void order_unit(const float (&first)[4], const float (&second)[4],
-                                         float (&ordered)[8]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      ordered[i] = first[i];
-      ordered[4 + i] = second[i];
-    }
+  TRAK_EXT_DEVICE static OperandPlace place_of(int stage, int half, int slot) {
+    const int lower = kStageParams * stage + kStepParams * (half / 2) + 4 * slot + 2 * (half % 2);
+    return {lower, lower + 1};
   }
 
   // The table goes to shared memory; the block's first barrier makes it visible.

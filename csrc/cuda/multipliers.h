@@ -3,6 +3,7 @@
 
 #include "multiply_kernel.h"
 #include "plain_kernel.h"
+#include "split_gradients_kernel.h"
 #include "warpgroup_kernel.h"
 
 namespace trak_ext {
@@ -13,57 +14,65 @@ struct Multiplier {
   int tile_columns;
   int threads;
   int shared_bytes;
-  SlotPads pads;
+  int blocks_per_sm;  // that its registers and shared memory leave room for
+  int passes;         // bf16 parts that it multiplies; 0: it reads the gradients themselves
   void (*kernel)(MultiplyProblem);
+  void (*split)(SplitProblem);  // makes those parts; null where there are none
+  int split_shared_bytes;
 };
 
 // No tile is larger.
 constexpr int kTileRowsMax = 64;
 constexpr int kTileColumnsMax = 512;
 
-template <class Tile, class Gradients>
+template <class Tile, class Operand>
 Multiplier make_multiplier(void (*kernel)(MultiplyProblem)) {
   static_assert(Tile::kRows <= kTileRowsMax && Tile::kColumns <= kTileColumnsMax);
-  constexpr int kSharedBytes =
-      Gradients::kSharedBytes + Tile::Entries::kSharedBytes + static_cast<int>(sizeof(BlockTile));
+  constexpr int kSharedBytes = Operand::kSharedBytes + Tile::Entries::kSharedBytes;
   static_assert(kSharedBytes <= 227 * 1024, "no device lets a block have more");
+  using Splitter = GradientSplitter<Tile::template EntriesOf, Tile::kPasses>;
   return {Tile::kRows,
           Tile::kColumns,
           Tile::kThreads,
           kSharedBytes,
-          {Tile::kSegmentPadBytes, Tile::kRowPadBytes},
-          kernel};
+          Tile::kBlocksPerSm,
+          Tile::kPasses,
+          kernel,
+          split_gradients_kernel<Tile::template EntriesOf, Tile::kPasses>,
+          Splitter::kSharedBytes};
 }
 
 template <class Tile>
 Multiplier tile_multiplier() {
-  return make_multiplier<Tile, GradientTile<Tile>>(multiply_kernel<Tile>);
+  return make_multiplier<Tile, OperandSlots<Tile>>(multiply_kernel<Tile>);
 }
 template <class Tile>
 Multiplier warpgroup_multiplier() {
-  return make_multiplier<Tile, SharedOperand<Tile>>(warpgroup_kernel<Tile>);
+  return make_multiplier<Tile, OperandRing<Tile>>(warpgroup_kernel<Tile>);
 }
 
 // The smallest tile that takes the whole batch, else the largest: making entries costs the same
-// however many rows they serve. Shared memory a block: 99 KiB on sm_86, 89 and 120; three parts of
-// fp32 leave room for two raw stages there.
+// however many rows they serve. Shared memory a block: 99 KiB on sm_86, 89 and 120.
 template <int kPasses>
 Multiplier rademacher_tile(int64_t rows) {
-  if (rows <= 8) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 1, 4, 2>>();
-  if (rows <= 16) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 2, 3, 1>>();
-  constexpr int kSlots = kPasses == 3 ? 2 : 3;
-  return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, kSlots, 1>>();
+  if (rows <= 8) {
+    // Three passes leave no register for the loop over a slot's stages.
+    constexpr int kSlotStages = kPasses == 3 ? 1 : 4;
+    constexpr int kSlots = kPasses == 3 ? 6 : 3;
+    return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 1, kSlotStages, kSlots, 2>>();
+  }
+  if (rows <= 16) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 2, 2, 3, 1>>();
+  return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, 1, 4, 1>>();
 }
 
 // A normal entry costs some twenty times a sign, so fewer columns and more rows; the most where a
 // block may have the shared memory for them.
 template <int kPasses>
 Multiplier normal_tile(int64_t rows, int64_t shared_limit) {
-  if (rows <= 8) return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 1, 4, 2>>();
-  constexpr int kSlots = kPasses == 3 ? 2 : 3;
-  const Multiplier most = tile_multiplier<TileShape<NormalEntries, kPasses, 2, 8, 2, 1>>();
+  if (rows <= 8) return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 1, 1, 6, 2>>();
+  const Multiplier most = tile_multiplier<TileShape<NormalEntries, kPasses, 2, 8, 1, 3, 1>>();
   if (rows <= 32 || most.shared_bytes > shared_limit) {
-    return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 4, kSlots, 1>>();
+    return tile_multiplier<TileShape<NormalEntries, kPasses, 2, 4, 1, 4, 1>>();
   }
   return most;
 }
@@ -78,29 +87,35 @@ constexpr int kColumnTilesOf64Rows = 4;
 constexpr int kBlocksOf8Rows = 2;
 #endif
 
-// The same for sm_90a, where a block may have 227 KiB. An instruction reaches the full rate from 64
-// rows on; with four column tiles of so many rows, a thread's sums are half of its registers.
+// The same for sm_90a, where a block may have 227 KiB. An instruction reaches the full rate from 32
+// rows on, where sixteen warps hide the making of signs; with four column tiles of 64 rows, a
+// thread's sums are half of its registers, and eight warps fill the multiprocessor.
 template <int kPasses>
 Multiplier rademacher_warpgroup_tile(int64_t rows) {
   if (rows <= 8)
     return warpgroup_multiplier<
-        WarpgroupTile<RademacherEntries, kPasses, 4, 8, 4, kBlocksOf8Rows>>();
+        WarpgroupTile<RademacherEntries, kPasses, 2, 4, 8, 6, kBlocksOf8Rows>>();
   if (rows <= 16) {
-    return warpgroup_multiplier<WarpgroupTile<RademacherEntries, kPasses, 4, 16, 4, 1>>();
+    return warpgroup_multiplier<WarpgroupTile<RademacherEntries, kPasses, 4, 2, 16, 6, 1>>();
   }
   if (rows <= 32) {
-    return warpgroup_multiplier<WarpgroupTile<RademacherEntries, kPasses, 4, 32, 4, 1>>();
+    return warpgroup_multiplier<WarpgroupTile<RademacherEntries, kPasses, 4, 2, 32, 6, 1>>();
   }
+  constexpr int kSlots = kPasses == 3 ? 4 : 6;
   return warpgroup_multiplier<
-      WarpgroupTile<RademacherEntries, kPasses, kColumnTilesOf64Rows, 64, 3, 1>>();
+      WarpgroupTile<RademacherEntries, kPasses, 2, kColumnTilesOf64Rows, 64, kSlots, 1>>();
 }
 
 // Making normal entries takes longer than multiplying them with any number of rows that fits.
 template <int kPasses>
 Multiplier normal_warpgroup_tile(int64_t rows) {
-  if (rows <= 8) return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 8, 4, 2>>();
-  if (rows <= 32) return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 32, 4, 1>>();
-  return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 64, 3, 1>>();
+  if (rows <= 8) {
+    return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 8, 6, 2>>();
+  }
+  if (rows <= 32) {
+    return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 32, 4, 2>>();
+  }
+  return warpgroup_multiplier<WarpgroupTile<NormalEntries, kPasses, 2, 2, 64, 4, 1>>();
 }
 
 // Each is compiled in a file of its own (rademacher_tiles.cu, normal_tiles.cu, ...).

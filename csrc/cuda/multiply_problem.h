@@ -52,55 +52,33 @@ inline int passes_of(DType dtype, int precision_passes) {
   return precision_passes;
 }
 
-// How a raw stage lies in shared memory, where it comes from, and in what pieces it is copied. A
-// stage's 128 parameters are four segments of 32 that follow one another in the tensor.
-constexpr int kSegments = 4;
-constexpr int kSegmentParams = 32;
-
-// Empty bytes after a segment and after a row of a raw slot, a multiple of 16 each: they keep the
-// eight lanes of a 16-byte access in different banks, in whatever order a tile reads.
-struct SlotPads {
-  int segment;
-  int row;
-};
-
-struct RawLayout {
-  DType dtype;          // in shared memory
-  int element_bytes;    // in shared memory
-  int copy_bytes;       // 16 or 4 asynchronously, or 0: element by element, as fp32
-  int segment_pitch;    // bytes
-  int row_pitch;        // bytes
-  int64_t row_bytes;    // from one row of the tensor to the next
-  int64_t param_bytes;  // from one parameter of the tensor to the next
-};
-
 TRAK_EXT_LAW int element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// The widest copy whose source is aligned for every segment of every row.
-inline RawLayout choose_layout(const GradientView& grad, const SlotPads& pads) {
-  const int bytes = element_bytes(grad.dtype);
-  // Segments start at multiples of 32 in the matrix, so what counts is where its row 0 would lie.
-  const uint64_t start =
-      reinterpret_cast<uintptr_t>(grad.data) - grad.param_offset * static_cast<uint64_t>(bytes);
-  const uint64_t odd = start | (static_cast<uint64_t>(grad.row_stride) * bytes);
-  RawLayout layout = {grad.dtype, bytes, odd % 16 == 0 ? 16 : 4, 0, 0, 0, 0};
-  if (grad.param_stride != 1 || grad.dtype == DType::kFloat64 || odd % 4 != 0) {
-    layout = {DType::kFloat32, 4, 0, 0, 0, 0, 0};
-  }
-  layout.segment_pitch = kSegmentParams * layout.element_bytes + pads.segment;
-  layout.row_pitch = kSegments * layout.segment_pitch + pads.row;
-  layout.row_bytes = grad.row_stride * bytes;
-  layout.param_bytes = grad.param_stride * bytes;
-  return layout;
+// Gradients are multiplied as bf16 parts, which a kernel of its own makes once for all columns
+// (split_gradients_kernel.h) and lays out as the matrix instructions of both paths read them: core
+// matrices of 8 rows and 8 places of the summed index, 16 bytes a row, 128 consecutive bytes.
+// [chunks, row tiles, superblocks of a chunk, stages, steps, passes, 2, tile rows / 8, 8 rows]
+// of 16 bytes, the 2 being the halves of a step's 16 places. What does not exist is zero there.
+constexpr int kCoreBytes = 128;
+constexpr int kCoreRows = 8;
+
+// Of one step and pass; the two halves follow one another.
+TRAK_EXT_LAW int operand_step_bytes(int tile_rows) {
+  return 2 * tile_rows / kCoreRows * kCoreBytes;
+}
+TRAK_EXT_LAW int operand_stage_bytes(int tile_rows, int passes) {
+  return kSteps * passes * operand_step_bytes(tile_rows);
+}
+TRAK_EXT_LAW int64_t operand_chunk_bytes(int tile_rows, int passes, int64_t chunk_superblocks) {
+  return chunk_superblocks * kStagesPerSuperblock * operand_stage_bytes(tile_rows, passes);
 }
 
 // One launch: sums of some rows, columns and chunks of one gradient tensor.
 struct MultiplyProblem {
   MatrixLaw law;
   GradientView grad;
-  RawLayout layout;
   int64_t first_row;
   int64_t rows;
   int64_t first_column;
@@ -109,6 +87,7 @@ struct MultiplyProblem {
   int64_t chunks;
   int64_t chunk_superblocks;
   int64_t superblocks;  // of the whole tensor
+  char* operand;        // of this launch's rows and chunks; null for the kernel that reads `grad`
   float* partials;      // [chunks, rows, columns]
   // Constants that the compiler must not know, see entries.h.
   uint32_t sign_mask = 0x80008000u;
@@ -116,18 +95,37 @@ struct MultiplyProblem {
   uint32_t two = 2;
 };
 
-// The part of a launch that one block makes.
-struct BlockTile {
-  int64_t column;       // the first, of the matrix
-  int32_t rows;         // that exist
-  int32_t columns;      // that exist
+// A chunk of a launch as parameters of the gradient tensor: its parameter i is first_param + i, and
+// exists for begin <= i < end.
+struct ChunkSpan {
   uint64_t superblock;  // the chunk's first, counted from the matrix's row 0
   int32_t num_superblocks;
-  int32_t begin;  // parameters begin .. end - 1 of the chunk exist
+  int32_t begin;
   int32_t end;
-  uint64_t source;  // address of the first row's parameter 0 of the chunk: not in the tensor if
-                    // that is before `begin`, and then never read
-  float* partials;  // the tile's first sum; rows are problem.columns apart
+  int64_t first_param;  // before the tensor's first by the head of the first chunk
 };
+
+TRAK_EXT_LAW ChunkSpan locate_chunk(const MultiplyProblem& problem, int64_t chunk) {
+  const int64_t first = (problem.first_chunk + chunk) * problem.chunk_superblocks;
+  const int64_t left = problem.superblocks - first;
+  const int64_t superblocks = left < problem.chunk_superblocks ? left : problem.chunk_superblocks;
+  const auto head = static_cast<int64_t>(problem.grad.param_offset % kSuperblockParams);
+  ChunkSpan span = {};
+  span.superblock = problem.grad.param_offset / kSuperblockParams + static_cast<uint64_t>(first);
+  span.num_superblocks = static_cast<int32_t>(superblocks);
+  span.first_param = first * kSuperblockParams - head;
+  span.begin = span.first_param < 0 ? static_cast<int32_t>(-span.first_param) : 0;
+  const int64_t end = problem.grad.params - span.first_param;
+  span.end = static_cast<int32_t>(
+      end < superblocks * kSuperblockParams ? end : superblocks * kSuperblockParams);
+  return span;
+}
+
+// Address of parameter `param` of a row; both count from the tensor's first and may lie outside it.
+TRAK_EXT_LAW uint64_t element_address(const GradientView& grad, int64_t row, int64_t param) {
+  return reinterpret_cast<uintptr_t>(grad.data) +
+         static_cast<uint64_t>((row * grad.row_stride + param * grad.param_stride) *
+                               element_bytes(grad.dtype));
+}
 
 }  // namespace trak_ext

@@ -45,22 +45,22 @@ TRAK_EXT_DEVICE void add_plain_stage(const ColumnStream& stream, uint64_t param,
 template <Kind kKind>
 TRAK_EXT_KERNEL(kPlainThreads, 1)
 plain_kernel(TRAK_EXT_KERNEL_ARGUMENT MultiplyProblem problem) {
-  const BlockTile tile = locate_tile(problem, kPlainRows, kPlainThreads);
+  const BlockTile tile = locate_tile(problem, kPlainRows, kPlainThreads, 0);
+  const ChunkSpan span = locate_chunk(problem, tile.chunk);
   auto* staged = reinterpret_cast<float*>(device::shared_memory());  // [kPlainRows, kStageParams]
   const int column = device::thread_index();
   const ColumnStream stream = {problem.law.seed_low, problem.law.seed_high, problem.law.model_id,
                                static_cast<uint32_t>(tile.column + column)};
   float sums[kPlainRows] = {};
-  for (int stage = 0; stage < tile.num_superblocks * kStagesPerSuperblock; ++stage) {
+  for (int stage = 0; stage < span.num_superblocks * kStagesPerSuperblock; ++stage) {
     device::block_barrier();  // the stage before has been read
     for (int i = column; i < kPlainRows * kStageParams; i += kPlainThreads) {
       const int row = i / kStageParams;
       const int param = stage * kStageParams + i % kStageParams;
       float value = 0.0f;
-      if (row < tile.rows && param >= tile.begin && param < tile.end) {
-        const uint64_t source = tile.source +
-                                static_cast<uint64_t>(row * problem.layout.row_bytes) +
-                                static_cast<uint64_t>(param * problem.layout.param_bytes);
+      if (row < tile.rows && param >= span.begin && param < span.end) {
+        const uint64_t source = element_address(problem.grad, problem.first_row + tile.row + row,
+                                                span.first_param + param);
         value = load_element(reinterpret_cast<const char*>(source), problem.grad.dtype);
       }
       device::store_shared<float>(staged + i, value);
@@ -68,7 +68,7 @@ plain_kernel(TRAK_EXT_KERNEL_ARGUMENT MultiplyProblem problem) {
     device::block_barrier();
     float products[kPlainRows] = {};
     add_plain_stage<kKind>(
-        stream, tile.superblock * kSuperblockParams + static_cast<uint64_t>(stage) * kStageParams,
+        stream, span.superblock * kSuperblockParams + static_cast<uint64_t>(stage) * kStageParams,
         staged, products);
 #pragma unroll
     for (int row = 0; row < kPlainRows; ++row) sums[row] += products[row];

@@ -3,13 +3,15 @@
 namespace trak_ext {
 
 Multiplier plain_multiplier(Kind kind) {
-  return {
-      kPlainRows,
-      kPlainThreads,
-      kPlainThreads,
-      kPlainRows * kStageParams * static_cast<int>(sizeof(float)),
-      {0, 0},
-      kind == Kind::kRademacher ? plain_kernel<Kind::kRademacher> : plain_kernel<Kind::kNormal>};
+  return {kPlainRows,
+          kPlainThreads,
+          kPlainThreads,
+          kPlainRows * kStageParams * static_cast<int>(sizeof(float)),
+          1,
+          0,
+          kind == Kind::kRademacher ? plain_kernel<Kind::kRademacher> : plain_kernel<Kind::kNormal>,
+          nullptr,
+          0};
 }
 
 }  // namespace trak_ext

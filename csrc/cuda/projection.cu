@@ -43,30 +43,44 @@ Multiplier choose_multiplier(CudaPath path, Kind kind, int passes, int64_t rows,
 }  // namespace
 
 int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit) {
-  constexpr auto kSumBytes = static_cast<int64_t>(sizeof(float));
   const int64_t rows = problem.rows, columns = problem.proj_dim;
   if (rows == 0 || columns == 0) return 0;
-  const int64_t least = std::min<int64_t>(rows, kTileRowsMax) *
-                        std::min<int64_t>(columns, kTileColumnsMax) * kSumBytes;
-  int64_t chunks = 0;
+  // At least the rows that any path's tile has for this batch.
+  const int tile_rows = rows <= 8 ? 8 : rows <= 32 ? 32 : kTileRowsMax;
+  int64_t least = 0;
+  double wanted = 0;
   for (int64_t i = 0; i < problem.num_grads; ++i) {
-    chunks = std::max(chunks, count_chunks(problem.grads[i]));
+    const GradientView& grad = problem.grads[i];
+    if (grad.params == 0) continue;
+    const ChunkCut cut = cut_chunks(grad);
+    const int64_t operand =
+        chunk_operand_bytes(cut, 1, tile_rows, passes_of(grad.dtype, problem.passes));
+    const int64_t sums = std::min<int64_t>(rows, tile_rows) *
+                         std::min<int64_t>(columns, kTileColumnsMax) *
+                         static_cast<int64_t>(sizeof(float));
+    least = std::max(least, operand + sums);
+    wanted = std::max(wanted, static_cast<double>(cut.chunks) *
+                                  (static_cast<double>(divide_up(rows, tile_rows)) *
+                                       static_cast<double>(operand) +
+                                   static_cast<double>(rows) * static_cast<double>(columns) *
+                                       static_cast<double>(sizeof(float))));
   }
-  const double wanted = static_cast<double>(chunks) * static_cast<double>(rows) *
-                        static_cast<double>(columns) * static_cast<double>(kSumBytes);
   if (wanted > static_cast<double>(limit)) return std::max(least, limit);
-  return std::max(least, chunks * rows * columns * kSumBytes);
+  return std::max(least, static_cast<int64_t>(wanted));
 }
 
 void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
   const CudaPath path = path_of(queue.device);
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, queue.device);
   for (int64_t i = 0; i < problem.num_grads; ++i) {
     const GradientView& grad = problem.grads[i];
-    const Multiplier multiplier = choose_multiplier(
-        path, problem.law.kind, passes_of(grad.dtype, problem.passes), problem.rows, queue.device);
-    run_projection(multiplier, problem.law, grad, problem.rows, problem.proj_dim, problem.out,
-                   {problem.workspace, problem.workspace_bytes},
+    const auto choose = [&](int64_t rows) {
+      return choose_multiplier(path, problem.law.kind, passes_of(grad.dtype, problem.passes), rows,
+                               queue.device);
+    };
+    run_projection(choose, problem.law, grad, problem.rows, problem.proj_dim, problem.out,
+                   {problem.workspace, problem.workspace_bytes}, multiprocessors,
                    reinterpret_cast<cudaStream_t>(queue.stream));
   }
 }

@@ -31,8 +31,8 @@ struct CudaProjectionProblem {
   int64_t workspace_bytes;
 };
 
-// What a projection can use, `limit` at most, unless the least that it can do with is more
-// (128 KiB, or the size of the output).
+// What a projection can use, `limit` at most, unless the least that it can do with is more: the
+// bf16 parts of a chunk of a tile's rows and a tile's sums, 13 MB at most.
 int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit);
 
 // Both only add work to the stream: they allocate nothing and wait for nothing.

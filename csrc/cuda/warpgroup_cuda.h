@@ -55,12 +55,17 @@ TRAK_EXT_DEVICE void publish_operand() {
 #endif
 }
 
-// Before a multiplication whose registers `a` or `d` were touched since the last one.
-template <int kRowTiles>
-TRAK_EXT_DEVICE void begin_multiply(uint32_t (&a)[4], float (& /*d*/)[kRowTiles][4]) {
+// Before multiplications whose registers `a` or `d` were touched since the last one.
+template <int kCount, int kRowTiles>
+TRAK_EXT_DEVICE void begin_multiply(uint32_t (&a)[kCount][4], float (& /*d*/)[kRowTiles][4]) {
 #if defined(TRAK_EXT_WARPGROUPS)
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; ++i) {
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+  }
   asm volatile("wgmma.fence.sync.aligned;"
-               : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+               : "+r"(a[kCount - 1][0]), "+r"(a[kCount - 1][1]), "+r"(a[kCount - 1][2]),
+                 "+r"(a[kCount - 1][3])::"memory");
 #endif
 }
 
@@ -121,6 +126,61 @@ TRAK_EXT_DEVICE void multiply_async(float (&d)[kRows / 8][4], const uint32_t (&a
 }
 
 #undef TRAK_EXT_D4
+
+// Barriers in shared memory, 8 bytes each (PTX ISA, "mbarrier"): a phase ends when so many arrivals
+// have come, and with them all bytes that were expected. Phases count from 0.
+TRAK_EXT_DEVICE uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+TRAK_EXT_DEVICE void begin_arrivals(char* barrier, int arrivals) {
+#if defined(TRAK_EXT_WARPGROUPS)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+#endif
+}
+// Makes barriers that this thread began visible to copies.
+TRAK_EXT_DEVICE void publish_arrivals() {
+#if defined(TRAK_EXT_WARPGROUPS)
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+TRAK_EXT_DEVICE void arrive(char* barrier) {
+#if defined(TRAK_EXT_WARPGROUPS)
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+// Arrives, and has the phase wait for so many bytes of copies too.
+TRAK_EXT_DEVICE void expect_bytes(char* barrier, int bytes) {
+#if defined(TRAK_EXT_WARPGROUPS)
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+#endif
+}
+// Starts a copy of consecutive bytes, a multiple of 16 at multiples of 16.
+TRAK_EXT_DEVICE void copy_bulk(char* shared, const char* global, int bytes, char* barrier) {
+#if defined(TRAK_EXT_WARPGROUPS)
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+// Waits for the end of a phase, by whether its number is odd. At most one later phase has begun.
+TRAK_EXT_DEVICE void wait_arrivals(char* barrier, int odd) {
+#if defined(TRAK_EXT_WARPGROUPS)
+  asm volatile(
+      "{ .reg .pred done; "
+      "AGAIN: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; "
+      "@!done bra AGAIN; }" ::"r"(shared_address(barrier)),
+      "r"(odd)
+      : "memory");
+#endif
+}
 
 // Makes a group of what was started since the last group; wait_multiplied waits until at most
 // kPending groups are under way.

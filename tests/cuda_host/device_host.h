@@ -7,6 +7,8 @@
 //   - asynchronous copies land when they are waited for, not before;
 //   - what a warpgroup's matrix instruction uses may not be touched before it is waited for
 //   (warpgroup.cpp);
+//   - bulk copies land at a random time, and what they bring may be read by who waited for it
+//   (arrivals.cpp);
 //   - every access is checked against the memory that the caller named.
 #pragma once
 
@@ -66,6 +68,21 @@ void wait_copies() {
   Runner::get().wait_copies(kPending);
 }
 
+inline void warp_barrier() {}  // nothing goes through shared memory between lanes
+
+// Register i gets four bytes of row g of matrix i.
+inline void load_matrices(const char* shared, uint32_t* registers, int matrices) {
+  for (int i = 0; i < matrices; ++i) {
+    registers[i] = load_shared<uint32_t>(shared + 128 * i + thread_index() % 32 * 4);
+  }
+}
+inline void load_four_matrices(const char* shared, uint32_t* registers) {
+  load_matrices(shared, registers, 4);
+}
+inline void load_two_matrices(const char* shared, uint32_t* registers) {
+  load_matrices(shared, registers, 2);
+}
+
 inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Runner::get().multiply_bf16(d, a, b0, b1);
 }
@@ -73,6 +90,16 @@ inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
 constexpr bool kHasWarpgroups = true;
 inline void never_called() {}
 inline int warpgroup_index() { return thread_index() / 128; }
+inline void begin_arrivals(char* barrier, int arrivals) {
+  Runner::get().begin_arrivals(barrier, arrivals);
+}
+inline void publish_arrivals() { Runner::get().publish_arrivals(); }
+inline void arrive(char* barrier) { Runner::get().arrive(barrier); }
+inline void expect_bytes(char* barrier, int bytes) { Runner::get().expect_bytes(barrier, bytes); }
+inline void copy_bulk(char* shared, const char* global, int bytes, char* barrier) {
+  Runner::get().copy_bulk(shared, global, bytes, barrier);
+}
+inline void wait_arrivals(char* barrier, int odd) { Runner::get().wait_arrivals(barrier, odd); }
 inline uint64_t describe_operand(const void* shared, int summed_bytes, int row_bytes) {
   return Runner::get().describe_operand(shared, summed_bytes, row_bytes);
 }
@@ -80,9 +107,9 @@ inline uint64_t move_operand(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes >> 4);
 }
 inline void publish_operand() { Runner::get().publish_operand(); }
-template <int kRowTiles>
-void begin_multiply(uint32_t (&a)[4], float (&d)[kRowTiles][4]) {
-  Runner::get().begin_multiply(a, d[0]);
+template <int kCount, int kRowTiles>
+void begin_multiply(uint32_t (&a)[kCount][4], float (&d)[kRowTiles][4]) {
+  Runner::get().begin_multiply(a[0], kCount, d[0]);
 }
 template <int kRows>
 void multiply_async(float (&d)[kRows / 8][4], const uint32_t (&a)[4], uint64_t b, bool add) {

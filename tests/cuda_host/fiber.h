@@ -17,7 +17,18 @@ constexpr size_t kStackBytes = 128 * 1024;
 constexpr int kWarp = 32;
 constexpr int kWarpgroup = 128;
 
-enum State : int { kNew, kReady, kAtBarrier, kAtMultiply, kAtBallot, kAtWarpgroup, kDone };
+enum State : int {
+  kNew,
+  kReady,
+  kAtBarrier,
+  kAtMultiply,
+  kAtBallot,
+  kAtWarpgroup,
+  kAtArrivals,
+  kDone
+};
+
+struct Fiber;
 
 struct Copy {
   char* to;
@@ -29,6 +40,13 @@ struct Copy {
 struct Reading {
   std::vector<size_t> cells;
   int threads = kWarpgroup;
+  int first = 0;  // of the threads
+  // The phase that was last asked for.
+  int64_t barrier = -1;
+  int64_t phase = -1;
+
+  // Whether all threads of the warpgroup have seen the end of a phase of a barrier.
+  bool waited(const std::vector<Fiber*>& fibers, int64_t of, int64_t at);
 };
 
 // A thread's part in an instruction under way.
@@ -51,7 +69,7 @@ struct MatrixState {
   // What the last fence of registers saw.
   const float* fenced_d = nullptr;
   const uint32_t* fenced_a = nullptr;
-  uint32_t fenced_values[4] = {};
+  std::vector<uint32_t> fenced_values;  // four an instruction
   // Sums that the thread may not see yet, by where they will be.
   std::map<float*, std::vector<float>> hidden;
   std::vector<std::vector<Product>> groups;  // committed, the oldest first
@@ -74,7 +92,23 @@ struct Fiber {
   uint32_t b[2] = {};
   uint32_t vote = 0;  // its own before the ballot, the warp's after it
   MatrixState matrix;
+  // The phase it waits for, and phases that it has seen to end, by the barriers' places.
+  int64_t barrier = 0;
+  int odd = 0;
+  std::map<int64_t, int64_t> seen;
 };
+
+inline bool Reading::waited(const std::vector<Fiber*>& fibers, int64_t of, int64_t at) {
+  if (of == barrier && at == phase) return true;
+  for (int i = first; i < first + kWarpgroup; ++i) {
+    const auto& seen = fibers[static_cast<size_t>(i)]->seen;
+    const auto found = seen.find(of);
+    if (found == seen.end() || found->second <= at) return false;
+  }
+  barrier = of;
+  phase = at;
+  return true;
+}
 
 inline float from_bf16(uint32_t bits) {
   bits = (bits & 0xFFFFu) << 16;

@@ -74,6 +74,7 @@ class Problem(ctypes.Structure):
         ("order_seed", ctypes.c_uint64),
         ("shared_limit", ctypes.c_int64),
         ("warpgroups", ctypes.c_int),
+        ("multiprocessors", ctypes.c_int64),
     ]
 
 
@@ -132,7 +133,7 @@ def compile_host(arguments: list[str]) -> None:
 
 def build_runner(folder: Path, host: Path = HOST) -> list[str]:
     """Compile what runs kernels on the host, for several libraries."""
-    objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup")]
+    objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup", "arrivals")]
     for name in objects:
         compile_host(["-c", str(host / Path(name).with_suffix(".cpp").name), "-o", name])
     return objects
@@ -183,10 +184,11 @@ class HostLibrary:
         precision: str = "high",
         param_offset: int = 0,
         out: Tensor | None = None,
-        workspace_bytes: int = 2**20,
-        tile_for_rows: int | None = None,
+        workspace_bytes: int = 2**22,
+        tile_for_rows: int = 0,
         order_seed: int = 1,
         shared_limit: int = 227 * 1024,
+        multiprocessors: int = 2,
         **law: Any,
     ) -> Tensor:
         """Return grads @ R by the CUDA kernels; a fault is a RuntimeError."""
@@ -210,11 +212,12 @@ class HostLibrary:
             out_column_stride=out.stride(1),
             workspace=workspace.data_ptr(),
             workspace_bytes=workspace_bytes,
-            tile_for_rows=grads.shape[0] if tile_for_rows is None else tile_for_rows,
+            tile_for_rows=tile_for_rows,
             passes=PASSES[precision.removeprefix(WARPGROUP)],
             order_seed=order_seed,
             shared_limit=shared_limit,
             warpgroups=int(precision.startswith(WARPGROUP)),
+            multiprocessors=multiprocessors,
         )
         error = self._library.host_project(ctypes.byref(problem))
         if error is not None:
@@ -231,8 +234,9 @@ class HostLibrary:
         out: int,
         workspace: int,
         workspace_bytes: int,
-        tile_for_rows: int | None = None,
+        tile_for_rows: int = 0,
         shared_limit: int = 227 * 1024,
+        multiprocessors: int = 132,
         **law: Any,
     ) -> list[Launch]:
         """Return the launches of a projection, which are not run: addresses may be made up."""
@@ -246,11 +250,12 @@ class HostLibrary:
             out_column_stride=1,
             workspace=workspace,
             workspace_bytes=workspace_bytes,
-            tile_for_rows=rows if tile_for_rows is None else tile_for_rows,
+            tile_for_rows=tile_for_rows,
             passes=PASSES[precision.removeprefix(WARPGROUP)],
             order_seed=1,
             shared_limit=shared_limit,
             warpgroups=int(precision.startswith(WARPGROUP)),
+            multiprocessors=multiprocessors,
         )
         found: list[Launch] = []
         note = NOTE(lambda shown: found.append(Launch.of(shown.contents)))

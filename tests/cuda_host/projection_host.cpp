@@ -39,11 +39,12 @@ struct HostProblem {
   int64_t proj_dim;
   trak_ext::OutputView out;
   trak_ext::Workspace workspace;
-  int64_t tile_for_rows;  // the tile that this batch would get
+  int64_t tile_for_rows;  // the tile of a batch of so many rows; 0: of those that are left
   int passes;             // 0: the kernel without matrix instructions
   uint64_t order_seed;
   int64_t shared_limit;  // of a block, on the device that is played
   int warpgroups;        // 1: the kernels of sm_90a
+  int64_t multiprocessors;
 };
 
 extern "C" const char* host_project(const HostProblem* problem) {
@@ -59,13 +60,15 @@ extern "C" const char* host_project(const HostProblem* problem) {
                        static_cast<int64_t>(sizeof(float)));
     }
     const int passes = trak_ext::passes_of(p.grad.dtype, p.passes);
-    const trak_ext::Multiplier multiplier =
-        p.passes == 0 ? trak_ext::plain_multiplier(p.law.kind)
-        : p.warpgroups != 0
-            ? trak_ext::warpgroup_multiplier(p.law.kind, passes, p.tile_for_rows)
-            : trak_ext::tensor_core_multiplier(p.law.kind, passes, p.tile_for_rows, p.shared_limit);
-    trak_ext::run_projection(multiplier, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
-                             nullptr);
+    const auto choose = [&](int64_t rows) {
+      const int64_t tile_for = p.tile_for_rows > 0 ? p.tile_for_rows : rows;
+      return p.passes == 0 ? trak_ext::plain_multiplier(p.law.kind)
+             : p.warpgroups != 0
+                 ? trak_ext::warpgroup_multiplier(p.law.kind, passes, tile_for)
+                 : trak_ext::tensor_core_multiplier(p.law.kind, passes, tile_for, p.shared_limit);
+    };
+    trak_ext::run_projection(choose, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
+                             p.multiprocessors, nullptr);
   });
 }
 

@@ -83,6 +83,8 @@ void Runner::run_block(int threads, int shared_bytes) {
   shared_bytes_ = shared_bytes;
   cells_.assign(static_cast<size_t>(shared_bytes) / 2 + 1, Cell());
   epoch_ = 0;
+  arrivals_.clear();
+  bulk_.clear();
   fault_.clear();
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = *fibers_[static_cast<size_t>(i)];
@@ -90,6 +92,7 @@ void Runner::run_block(int threads, int shared_bytes) {
     fiber.groups.clear();
     fiber.open.clear();
     fiber.matrix = MatrixState();
+    fiber.seen.clear();
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.data();
     fiber.start.uc_stack.ss_size = kStackBytes;
@@ -97,12 +100,23 @@ void Runner::run_block(int threads, int shared_bytes) {
     makecontext(&fiber.start, enter, 0);
   }
   std::vector<int> ready(static_cast<size_t>(threads));
+  // One warpgroup may fall behind the others as far as they let it.
+  const int slow = static_cast<int>(random_() % static_cast<unsigned>(threads / kWarpgroup + 1));
   while (true) {
     ready.clear();
+    const bool rests = random_() % 8 != 0;
+    bool others = false;
     for (int i = 0; i < threads; ++i) {
-      if (fibers_[static_cast<size_t>(i)]->state <= kReady) ready.push_back(i);
+      if (fibers_[static_cast<size_t>(i)]->state > kReady) continue;
+      others |= i / kWarpgroup != slow;
+      ready.push_back(i);
     }
-    if (ready.empty()) break;
+    if (others && rests) {
+      ready.erase(
+          std::remove_if(ready.begin(), ready.end(), [&](int i) { return i / kWarpgroup == slow; }),
+          ready.end());
+    }
+    if (ready.empty() && bulk_.empty()) break;
     // A round: every thread that can run, in a random order, as far as it gets.
     std::shuffle(ready.begin(), ready.end(), random_);
     for (int next : ready) {
@@ -117,6 +131,8 @@ void Runner::run_block(int threads, int shared_bytes) {
                                  std::to_string(current_) + ": " + fault_);
       }
     }
+    land_some();
+    release_arrivals();
     release(kAtBarrier, 0, threads);
     for (int warp = 0; warp < threads; warp += kWarp) {
       release(kAtMultiply, warp, kWarp);
@@ -292,6 +308,7 @@ void Runner::mark_written(Cell& cell, const char* what) {
   cell.writer = current_;
   cell.write_number = ++number_;
   cell.written = true;
+  cell.barrier = -1;
 }
 
 void Runner::write_shared(const void* address, int bytes, int alignment) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -77,10 +78,18 @@ class Runner {
   // The warpgroup's matrix instruction (warpgroup.cpp).
   uint64_t describe_operand(const void* shared, int summed_bytes, int row_bytes);
   void publish_operand();
-  void begin_multiply(const uint32_t* a, const float* d);
+  void begin_multiply(const uint32_t* a, int count, const float* d);
   void multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add);
   void commit_multiplied();
   void wait_multiplied(int pending);
+
+  // Barriers in shared memory and the copies that they count (arrivals.cpp).
+  void begin_arrivals(const void* barrier, int arrivals);
+  void publish_arrivals();
+  void arrive(const void* barrier);
+  void expect_bytes(const void* barrier, int bytes);
+  void copy_bulk(void* shared, const void* global, int bytes, const void* barrier);
+  void wait_arrivals(const void* barrier, int odd);
 
  private:
   // Two bytes of shared memory: who touched them last, and between which barriers.
@@ -93,8 +102,29 @@ class Runner {
     bool written = false;
     int in_flight = 0;
     int multiplied = 0;  // matrix instructions under way that read it
+    // What a bulk copy that landed here counted for.
+    int64_t barrier = -1;
+    int64_t phase = -1;
   };
   static constexpr int kMany = -2;
+
+  // A barrier in shared memory.
+  struct Arrivals {
+    int count = 0;    // a phase
+    int pending = 0;  // of this phase
+    int64_t bytes = 0;
+    int64_t phase = 0;
+    int64_t epoch = 0;  // when it began
+    int beginner = 0;
+    bool published = false;
+  };
+  struct BulkCopy {
+    char* to;
+    const void* from;
+    int bytes;
+    int64_t barrier;
+    int64_t phase;
+  };
 
   Runner() = default;
   void run_block(int threads, int shared_bytes);
@@ -108,6 +138,11 @@ class Runner {
   uint16_t read_operand(int64_t at, Reading& reading);
   void check_multiplied();
   static void enter();
+  Arrivals& arrivals_at(const void* barrier);
+  void count_arrivals(Arrivals& arrivals);
+  void land(size_t index);
+  void land_some();
+  void release_arrivals();
 
   std::mt19937_64 random_{0};
   Witness witness_ = nullptr;
@@ -116,6 +151,8 @@ class Runner {
   std::vector<Fiber*> fibers_;
   std::vector<char> shared_storage_;
   std::vector<Cell> cells_;
+  std::map<int64_t, Arrivals> arrivals_;  // by their place in shared memory
+  std::vector<BulkCopy> bulk_;            // under way
   char* shared_ = nullptr;
   int shared_bytes_ = 0;
   int64_t block_ = 0;

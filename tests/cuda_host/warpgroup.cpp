@@ -49,17 +49,19 @@ void Runner::publish_operand() {
   fibers_[static_cast<size_t>(current_)]->matrix.published = ++number_;
 }
 
-void Runner::begin_multiply(const uint32_t* a, const float* d) {
+void Runner::begin_multiply(const uint32_t* a, int count, const float* d) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
   matrix.fenced_a = a;
   matrix.fenced_d = d;
-  std::memcpy(matrix.fenced_values, a, sizeof(matrix.fenced_values));
+  matrix.fenced_values.assign(a, a + 4 * count);
 }
 
 void Runner::multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
-  if (matrix.fenced_a != a ||
-      std::memcmp(matrix.fenced_values, a, sizeof(matrix.fenced_values)) != 0) {
+  const std::ptrdiff_t at = a - matrix.fenced_a;
+  if (matrix.fenced_a == nullptr || at < 0 || at % 4 != 0 ||
+      at >= static_cast<std::ptrdiff_t>(matrix.fenced_values.size()) ||
+      std::memcmp(matrix.fenced_values.data() + at, a, 4 * sizeof(uint32_t)) != 0) {
     fault("a matrix instruction whose first operand changed since the last fence");
   }
   const auto hidden = matrix.hidden.find(d);
@@ -85,10 +87,16 @@ uint16_t Runner::read_operand(int64_t at, Reading& reading) {
   Cell& cell = cells_[static_cast<size_t>(at / 2)];
   if (cell.in_flight > 0) refuse("shared memory while a copy to it is under way");
   if (!cell.written) refuse("shared memory that nobody wrote");
-  if (cell.write_epoch == epoch_) refuse("shared memory written since the last barrier");
-  if (fibers_[static_cast<size_t>(cell.writer)]->matrix.published_before_barrier <
-      cell.write_number) {
-    refuse("shared memory that was not published");
+  if (cell.barrier >= 0) {
+    if (!reading.waited(fibers_, cell.barrier, cell.phase)) {
+      refuse("shared memory that a thread has not waited for");
+    }
+  } else {
+    if (cell.write_epoch == epoch_) refuse("shared memory written since the last barrier");
+    if (fibers_[static_cast<size_t>(cell.writer)]->matrix.published_before_barrier <
+        cell.write_number) {
+      refuse("shared memory that was not published");
+    }
   }
   cell.read_epoch = epoch_;
   cell.reader = kMany;
@@ -111,6 +119,7 @@ void Runner::start_multiply(int first) {
   const int64_t start = field(operand, 0) - static_cast<int64_t>(kSharedBase);
   const int64_t summed_bytes = field(operand, 16), row_bytes = field(operand, 32);
   const auto reading = std::make_shared<Reading>();
+  reading->first = first;
   std::vector<double> b(static_cast<size_t>(16 * rows));  // [16, rows]
   for (int k = 0; k < 16; ++k) {
     for (int n = 0; n < rows; ++n) {
