@@ -76,8 +76,10 @@ def multiply(op: Any, here: Array) -> None:
         offsets = c_layout.offsets()
         d = np.zeros(m * rows, dtype=np.float64)
         if adds:
-            d[offsets] = sums_of(machine, source, count, threads)
-        d = d.reshape(rows, m) + (matrix.reshape(16, m).T.astype(np.float64) @ b).T
-        result = np.ascontiguousarray(d.reshape(-1)[offsets].astype(np.float32))
+            with np.errstate(invalid="ignore"):
+                d[offsets] = sums_of(machine, source, count, threads)
+        with np.errstate(invalid="ignore"):  # NaN, which a kernel may make
+            d = d.reshape(rows, m) + (matrix.reshape(16, m).T.astype(np.float64) @ b).T
+            result = np.ascontiguousarray(d.reshape(-1)[offsets].astype(np.float32))
         to = register_of(op.parts[0])
         machine.registers[to : to + count, threads] = result.view(np.uint32).T
