@@ -56,7 +56,7 @@ class ScoringLibrary:
 
     def __init__(self, folder: Path, sources: Path = SOURCES, halves: bool = True) -> None:
         library = folder / "scoring_host.so"
-        files = [HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "scoring_host")]
+        files = [HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "arrivals", "scoring_host")]
         files.append(sources / "cuda" / "scoring_float32_tiles.cu")
         for name in HALVES:
             if halves:
