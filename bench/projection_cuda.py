@@ -26,7 +26,7 @@ import torch
 import measure
 import trak_ext
 from gpu import Gpu, Rehearsal, measure_ceilings, with_tf32
-from trak_ext import _C
+from trak_ext import cuda_paths
 
 # (B, P, k); the first one small enough for its matrix to lie in memory.
 SHAPES = [
@@ -65,13 +65,12 @@ def find_paths(gpu: Gpu) -> list[str]:
     """Return the paths that the build has for the device, the default first."""
     if gpu.rehearsal:
         return ["rehearsal"]
-    index = torch.cuda.current_device()
-    default = _C.cuda_projection_path(index)
+    default = cuda_paths.projection_path(gpu.device, 1)
     paths = [default]
     for path in ("wgmma", "mma"):
         with cuda_path(path):
             try:
-                found = _C.cuda_projection_path(index)
+                found = cuda_paths.projection_path(gpu.device, 1)
             except ValueError as error:
                 print(error)
                 continue

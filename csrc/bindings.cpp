@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cpu/kernel_table.h"
@@ -131,8 +132,8 @@ int64_t bind_cuda_workspace_bytes(const std::vector<GradientTuple>& grads, int64
 void bind_cuda_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
                        int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride,
                        int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
-                       int passes, uintptr_t workspace, int64_t workspace_bytes, int device,
-                       uintptr_t stream) {
+                       int passes, const std::string& path, uintptr_t workspace,
+                       int64_t workspace_bytes, int device, uintptr_t stream) {
   const std::vector<GradientView> views = make_views(grads);
   const CudaProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
                                          views.data(),
@@ -144,7 +145,7 @@ void bind_cuda_project(const std::vector<GradientTuple>& grads, int64_t rows, ui
                                          at<float>(workspace),
                                          workspace_bytes};
   py::gil_scoped_release release;
-  cuda_project(problem, {device, stream});
+  cuda_project(problem, path, {device, stream});
 }
 
 void bind_cuda_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
@@ -200,13 +201,13 @@ template <class T>
 void bind_cuda_score(const std::vector<uintptr_t>& features,
                      const std::vector<int64_t>& row_strides, int dtype, int64_t num_train,
                      int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                     uintptr_t coefficients, uintptr_t weights, int parts, uintptr_t out,
-                     int64_t out_row_stride, int64_t out_target_stride, uintptr_t workspace,
-                     int64_t workspace_bytes, int device, uintptr_t stream) {
+                     uintptr_t coefficients, uintptr_t weights, int parts, const std::string& path,
+                     uintptr_t out, int64_t out_row_stride, int64_t out_target_stride,
+                     uintptr_t workspace, int64_t workspace_bytes, int device, uintptr_t stream) {
   py::gil_scoped_release release;
   const OwnedCudaScoring<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
                                   solved, coefficients, weights, parts);
-  cuda_score(owned.problem, at<T>(out), out_row_stride, out_target_stride,
+  cuda_score(owned.problem, path, at<T>(out), out_row_stride, out_target_stride,
              {at<char>(workspace), workspace_bytes}, {device, stream});
 }
 
@@ -214,20 +215,19 @@ template <class T>
 void bind_cuda_top_k(const std::vector<uintptr_t>& features,
                      const std::vector<int64_t>& row_strides, int dtype, int64_t num_train,
                      int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                     uintptr_t coefficients, uintptr_t weights, int parts, int64_t count,
-                     uintptr_t values, uintptr_t indices, uintptr_t not_a_number,
+                     uintptr_t coefficients, uintptr_t weights, int parts, const std::string& path,
+                     int64_t count, uintptr_t values, uintptr_t indices, uintptr_t not_a_number,
                      uintptr_t workspace, int64_t workspace_bytes, int device, uintptr_t stream) {
   py::gil_scoped_release release;
   const OwnedCudaScoring<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
                                   solved, coefficients, weights, parts);
-  cuda_top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), at<int32_t>(not_a_number),
-             {at<char>(workspace), workspace_bytes}, {device, stream});
+  cuda_top_k(owned.problem, path, count, at<T>(values), at<int64_t>(indices),
+             at<int32_t>(not_a_number), {at<char>(workspace), workspace_bytes}, {device, stream});
 }
 
 py::list bind_cuda_kernels(const std::string& path, int64_t shared_limit) {
   py::list list;
-  for (const CudaKernel& kernel :
-       cuda_kernels(choose_path(path.c_str(), CudaPath::kWgmma), shared_limit)) {
+  for (const CudaKernel& kernel : cuda_kernels(find_path(path, CudaPath::kWgmma), shared_limit)) {
     py::dict entry;
     entry["kind"] = kernel.kind == Kind::kRademacher ? "rademacher" : "normal";
     entry["passes"] = kernel.passes;

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import _C, ops
+from trak_ext import _C, cuda_paths, ops
 
 BUILT = hasattr(_C, "cuda_project")
 built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
@@ -152,7 +152,7 @@ def test_a_device_that_is_not_current():
 def test_every_path_agrees_with_fp64(kind, precision, path, monkeypatch):
     monkeypatch.setenv("TRAK_EXT_CUDA_PATH", path)
     try:
-        assert _C.cuda_projection_path(torch.cuda.current_device()) == path
+        assert cuda_paths.projection_path(torch.device("cuda"), 3) == path
     except ValueError as error:
         pytest.skip(str(error))
     law = {"kind": kind, "seed": 4, "param_offset": 3}
@@ -209,7 +209,7 @@ def test_workspace_is_bounded():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_there_is_an_error_and_no_result():
     grads, out = torch.ones(1, 8), torch.zeros(1, 4)
-    arguments = (1, out.data_ptr(), 4, 4, 1, 0, 0, 0, 0, 2, out.data_ptr(), 16, 0, 0)
+    arguments = (1, out.data_ptr(), 4, 4, 1, 0, 0, 0, 0, 2, "plain", out.data_ptr(), 16, 0, 0)
     with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
         _C.cuda_project([(grads.data_ptr(), 1, 8, 8, 1, 0)], *arguments)
     assert "\n" not in str(error.value)

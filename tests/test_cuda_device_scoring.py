@@ -207,7 +207,7 @@ def test_without_a_device_there_is_an_error_and_no_result(name):
     dtype, code = (torch.float64, 0) if name == "double" else (torch.float32, 1)
     features, out = torch.ones(1, 8, dtype=dtype), torch.zeros(4, dtype=dtype)
     address = features.data_ptr()
-    arguments = ([address], [8], code, 1, 1, 8, address, 0, 0, 3)
+    arguments = ([address], [8], code, 1, 1, 8, address, 0, 0, 3, "plain")
     with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
         getattr(_C, f"cuda_score_{name}")(*arguments, out.data_ptr(), 1, 1, 0, 0, 0, 0)
     assert "\n" not in str(error.value)

@@ -267,14 +267,13 @@ def test_a_workspace_that_is_too_small_is_refused(library, precision):
         library.project(torch.ones(3, 10), 20, precision=precision, workspace_bytes=least - 4)
 
 
-def test_the_path_is_the_best_unless_another_is_asked_for(library):
+def test_a_path_is_found_by_its_name(library):
     paths = ["plain", "mma", "wgmma"]
     for i, best in enumerate(paths):
-        assert library.choose_path(None, best) == library.choose_path("", best) == best
         for wanted in paths[: i + 1]:
-            assert library.choose_path(wanted, best) == wanted
-    message = "TRAK_EXT_CUDA_PATH: expected plain or mma for this device and build, got wgmma"
+            assert library.find_path(wanted, best) == wanted
+    message = "path: expected plain or mma for this device and build, got wgmma"
     with pytest.raises(RuntimeError, match=message):
-        library.choose_path("wgmma", "mma")
+        library.find_path("wgmma", "mma")
     with pytest.raises(RuntimeError, match=r"expected plain, mma or wgmma for .*, got fast"):
-        library.choose_path("fast", "wgmma")
+        library.find_path("fast", "wgmma")

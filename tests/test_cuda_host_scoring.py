@@ -12,7 +12,7 @@ import torch
 
 from cuda_host.library import SOURCES
 from cuda_host.scoring_library import ScoringLibrary
-from trak_ext import _C, ops
+from trak_ext import _C, cuda_paths, ops
 from trak_ext.solved_targets import SolvedTargets
 
 PRECISIONS = ["plain", "medium", "high", "highest"]
@@ -295,6 +295,11 @@ def on_host(library, monkeypatch):
         SolvedTargets, "_kernel", lambda self, name: kernels.get(name) or native(self, name)
     )
     monkeypatch.setattr(ops, "cuda_queue", lambda device: (0, 0))
+    monkeypatch.setattr(
+        cuda_paths,
+        "scoring_path",
+        lambda device, dtype: "plain" if dtype == WIDE else "mma",
+    )
 
 
 @pytest.mark.parametrize("dtype", [WIDE, *DTYPES])

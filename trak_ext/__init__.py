@@ -12,7 +12,9 @@ except ImportError as _error:
 
 from . import baselines, evaluation, reference, scoring, tasks
 from .attribution.attributor import Attributor
+from .cuda_paths import CudaSelfTestWarning
 from .kernel import kernel_matrix
+from .known_answers.report import SelfTestReport, selftest
 from .projector import Projector, project, projection_matrix
 from .runtime import build_info, get_num_threads, set_num_threads
 from .scoring import score, top_k
@@ -23,7 +25,9 @@ from .store import StoreError
 __version__ = _version("trak-ext")
 __all__ = [
     "Attributor",
+    "CudaSelfTestWarning",
     "Projector",
+    "SelfTestReport",
     "StoreError",
     "TopK",
     "baselines",
@@ -36,6 +40,7 @@ __all__ = [
     "reference",
     "score",
     "scoring",
+    "selftest",
     "set_num_threads",
     "soft_threshold",
     "tasks",

@@ -32,10 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument(
         "--out", type=Path, default=Path("report.html"), help="file (default: report.html)"
     )
+    selftest = commands.add_parser(
+        "selftest", help="let every kernel solve problems with known answers (exit status 0 or 1)"
+    )
+    selftest.add_argument("--device", help="cpu, or a CUDA device (default: the CPU and all GPUs)")
+    selftest.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
     try:
         if options.command == "info":
             print_info(options.json)
+        elif options.command == "selftest":
+            return run_selftest(options.device, options.json)
         elif options.command == "report":
             from .report import load_bundle, write_report
 
@@ -49,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trak-ext {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def run_selftest(device: str | None, as_json: bool) -> int:
+    """Print trak_ext.selftest() for people, or as JSON; return 0 where it passed, else 1."""
+    from .known_answers.report import selftest
+
+    report = selftest(device)
+    print(json.dumps(report.as_dict(), indent=2) if as_json else report)
+    return 0 if report.passed else 1
 
 
 def _seed(text: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _check
+from . import _C, _check, cuda_paths
 from .runtime import get_num_threads
 
 KINDS = {"rademacher": 0, "normal": 1}
@@ -112,12 +112,14 @@ def project_(
         return
     passes = PRECISIONS[precision]
     size = _C.cuda_workspace_bytes(views, rows, proj_dim, passes, CUDA_WORKSPACE_BYTES)
+    path = cuda_paths.projection_path(out.device, rows)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
     _C.cuda_project(
         views,
         *output,
         *law,
         passes,
+        path,
         workspace.data_ptr(),
         size,
         *cuda_queue(out.device),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _check, ops
+from . import _C, _check, cuda_paths, ops
 from .runtime import get_num_threads
 
 MAX_SEED = 2**64 - 1
@@ -159,6 +159,7 @@ def projection_matrix(
     if matrix.device.type == "cpu":
         _C.fill_matrix(*law, *part, get_num_threads())
     else:
+        cuda_paths.check_matrix(matrix.device)
         _C.cuda_fill_matrix(*law, *part, *ops.cuda_queue(matrix.device))
     return matrix
 

@@ -53,12 +53,13 @@ def build_info() -> dict[str, Any]:
         "cpu_fixed_point": _C.has_fixed_point(),
         "threads": get_num_threads(),
         "cuda": cuda is not None,
-        "cuda_runtime": cuda and _cuda_version(cuda["runtime_version"]),
+        "cuda_runtime": cuda and cuda_version(cuda["runtime_version"]),
         "cuda_architectures": cuda and cuda["architectures"],
         "cuda_devices": cuda["devices"] if cuda else [],
         "cuda_status": cuda and cuda["status"],
     }
 
 
-def _cuda_version(number: int) -> str:
+def cuda_version(number: int) -> str:
+    """Return what the CUDA runtime calls a version, "13.0" for 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"

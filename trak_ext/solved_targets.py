@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _C, ops
+from . import _C, cuda_paths, ops
 from .runtime import get_num_threads
 
 _NAN_SCORES = "train_features: expected scores that can be ordered, got NaN"
@@ -57,6 +57,15 @@ class SolvedTargets:
     def _kernel(self, name: str) -> Any:
         return getattr(_C, name + ("_double" if self.dtype == torch.float64 else "_float"))
 
+    def _cuda_path(self) -> str:
+        return cuda_paths.scoring_path(self._solved.device, self.dtype)
+
+    def _cuda_queue(self) -> tuple[int, int]:
+        return ops.cuda_queue(self._solved.device)
+
+    def _cuda_workspace_limit(self) -> int:
+        return ops.CUDA_WORKSPACE_BYTES
+
     def _cuda_workspace(self, num_train: int, code: int, count: int) -> Tensor:
         """Return what scores (count 0) or a running top-k need on the device, 16-byte aligned."""
         num_checkpoints, num_targets, proj_dim = self._solved.shape
@@ -68,7 +77,7 @@ class SolvedTargets:
             code,
             self._parts,
             count,
-            ops.CUDA_WORKSPACE_BYTES,
+            self._cuda_workspace_limit(),
         )
         return torch.empty(size, dtype=torch.uint8, device=self._solved.device)
 
@@ -129,16 +138,18 @@ class SolvedTargets:
         coefficients: Tensor | None,
         out: Tensor,
     ) -> None:
+        path = self._cuda_path()
         arguments, keep = self._arguments(features, weights, coefficients)
         workspace = self._cuda_workspace(features[0].shape[0], arguments[2], 0)
         self._kernel("cuda_score")(
             *arguments,
             self._parts,
+            path,
             out.data_ptr(),
             *out.stride(),
             workspace.data_ptr(),
             workspace.numel(),
-            *ops.cuda_queue(out.device),
+            *self._cuda_queue(),
         )
         del keep
 
@@ -170,9 +181,19 @@ class SolvedTargets:
         self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None
     ) -> TopK:
         """Return the k largest; waits for the device to know that no score is NaN."""
-        num_targets, device = self._solved.shape[1], self._solved.device
         if k > _C.CUDA_TOP_K_MAX:
             return self._cuda_top_k_in_blocks(features, weights, k, coefficients)
+        best, not_a_number = self._launch_cuda_top_k(features, weights, k, coefficients)
+        if bool(not_a_number):
+            raise ValueError(_NAN_SCORES)
+        return best
+
+    def _launch_cuda_top_k(
+        self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None
+    ) -> tuple[TopK, Tensor]:
+        """Start looking for the k largest; return them and a flag [1], not 0 if a score is NaN."""
+        num_targets, device = self._solved.shape[1], self._solved.device
+        path = self._cuda_path()
         arguments, keep = self._arguments(features, weights, coefficients)
         values = self._solved.new_empty((num_targets, k))
         indices = torch.empty((num_targets, k), dtype=torch.int64, device=device)
@@ -181,18 +202,17 @@ class SolvedTargets:
         self._kernel("cuda_top_k")(
             *arguments,
             self._parts,
+            path,
             k,
             values.data_ptr(),
             indices.data_ptr(),
             not_a_number.data_ptr(),
             workspace.data_ptr(),
             workspace.numel(),
-            *ops.cuda_queue(device),
+            *self._cuda_queue(),
         )
         del keep
-        if bool(not_a_number):
-            raise ValueError(_NAN_SCORES)
-        return TopK(values, indices)
+        return TopK(values, indices), not_a_number
 
     def _cuda_top_k_in_blocks(
         self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None

@@ -1,7 +1,6 @@
 #include "projection.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 
 #include "device_guard.h"
@@ -22,10 +21,6 @@ CudaPath best_path(int device) {
   constexpr int kRegistersOfTrap = 40;
   const Multiplier wgmma = warpgroup_multiplier(Kind::kRademacher, 1, kOneRow);
   return register_count(wgmma.kernel) > kRegistersOfTrap ? CudaPath::kWgmma : CudaPath::kMma;
-}
-
-CudaPath path_of(int device) {
-  return choose_path(std::getenv("TRAK_EXT_CUDA_PATH"), best_path(device));
 }
 
 Multiplier choose_multiplier(CudaPath path, Kind kind, int passes, int64_t rows, int device) {
@@ -69,9 +64,10 @@ int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit
   return std::max(least, static_cast<int64_t>(wanted));
 }
 
-void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue) {
+void cuda_project(const CudaProjectionProblem& problem, const std::string& path_name,
+                  const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
-  const CudaPath path = path_of(queue.device);
+  const CudaPath path = find_path(path_name, best_path(queue.device));
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, queue.device);
   for (int64_t i = 0; i < problem.num_grads; ++i) {
     const GradientView& grad = problem.grads[i];
@@ -95,7 +91,7 @@ void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t param
 
 std::string cuda_projection_path(int device) {
   const DeviceGuard guard(device);
-  return kCudaPathNames[static_cast<int>(path_of(device))];
+  return kCudaPathNames[static_cast<int>(best_path(device))];
 }
 
 std::vector<CudaKernel> cuda_kernels(CudaPath path, int64_t shared_limit) {

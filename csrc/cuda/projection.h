@@ -1,6 +1,6 @@
 // The contract between the bindings and the CUDA projection; no CUDA header needed to call it.
 // Failures of the CUDA runtime are std::runtime_error; a workspace that is too small and a
-// TRAK_EXT_CUDA_PATH that is not there are std::invalid_argument.
+// path that is not there are std::invalid_argument.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +35,16 @@ struct CudaProjectionProblem {
 // bf16 parts of a chunk of a tile's rows and a tile's sums, 13 MB at most.
 int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit);
 
-// Both only add work to the stream: they allocate nothing and wait for nothing.
-void cuda_project(const CudaProjectionProblem& problem, const CudaQueue& queue);
+// Both only add work to the stream: they allocate nothing and wait for nothing. `path`: "plain",
+// "mma" or "wgmma", one that the build has for the device.
+void cuda_project(const CudaProjectionProblem& problem, const std::string& path,
+                  const CudaQueue& queue);
 // out[p, j] = R[param_offset + p, j] for p < params.
 void cuda_fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
                       float* out, const CudaQueue& queue);
 
-// The path that a projection takes on a device now: "plain", "mma" or "wgmma".
+// The last of "plain", "mma" and "wgmma" that this build has code for on a device; those before it
+// are there too.
 std::string cuda_projection_path(int device);
 
 // A path's kernels with matrix instructions, for a device with so much shared memory a block.

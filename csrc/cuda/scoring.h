@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../problem.h"
 #include "projection.h"
@@ -41,17 +42,20 @@ template <class T>
 int64_t cuda_scoring_workspace_bytes(const CudaScoringProblem<T>& problem, int64_t count,
                                      int64_t limit);
 
-// Both only add work to the stream: they allocate nothing and wait for nothing.
+// Both only add work to the stream: they allocate nothing and wait for nothing. `path`: "plain", or
+// "mma" for T = float where the build has matrix instructions for the device.
 // out[i * row_stride + t * target_stride] = score[i, t].
 template <class T>
-void cuda_score(const CudaScoringProblem<T>& problem, T* out, int64_t row_stride,
-                int64_t target_stride, const ScoringWorkspace& workspace, const CudaQueue& queue);
+void cuda_score(const CudaScoringProblem<T>& problem, const std::string& path, T* out,
+                int64_t row_stride, int64_t target_stride, const ScoringWorkspace& workspace,
+                const CudaQueue& queue);
 // values, indices: [num_targets, count], the largest first, ties by lower index; num_train x
 // num_targets is never held. They mean nothing if *not_a_number, which must be 0 before, becomes 1.
 // Needs count <= num_train and count <= kCudaTopKMax.
 constexpr int64_t kCudaTopKMax = 1024;
 template <class T>
-void cuda_top_k(const CudaScoringProblem<T>& problem, int64_t count, T* values, int64_t* indices,
-                int32_t* not_a_number, const ScoringWorkspace& workspace, const CudaQueue& queue);
+void cuda_top_k(const CudaScoringProblem<T>& problem, const std::string& path, int64_t count,
+                T* values, int64_t* indices, int32_t* not_a_number,
+                const ScoringWorkspace& workspace, const CudaQueue& queue);
 
 }  // namespace trak_ext

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "runner.h"
 
@@ -26,6 +27,8 @@
 namespace trak_ext::device {
 
 using Stream = void*;
+using host_run::is_planted;
+using host_run::Planted;
 using host_run::Runner;
 
 inline int thread_index() { return Runner::get().thread(); }
@@ -43,6 +46,9 @@ T load_shared(const void* address) {
 template <class T>
 void store_shared(void* address, T value) {
   Runner::get().write_shared(address, sizeof(T), alignof(T));
+  if constexpr (std::is_floating_point_v<T>) {
+    if (is_planted(Planted::kWrongSign) && thread_index() == 5) value = -value;
+  }
   std::memcpy(address, &value, sizeof(T));
 }
 template <class T>
@@ -55,6 +61,15 @@ T load_global(const void* address) {
 template <class T>
 void store_global(void* address, T value) {
   Runner::get().check_global(address, sizeof(T), alignof(T));
+  if (is_planted(Planted::kStaleWorkspace) && Runner::get().in_workspace(address)) {
+    if constexpr (std::is_floating_point_v<T>) {
+      T before;
+      std::memcpy(&before, address, sizeof(T));
+      value += before;
+    } else {
+      return;
+    }
+  }
   std::memcpy(address, &value, sizeof(T));
 }
 
@@ -137,6 +152,7 @@ inline uint32_t to_bf16(float value, bool nearest) {
   return (nearest ? bits + 0x7FFFu + ((bits >> 16) & 1u) : bits) >> 16;
 }
 inline uint32_t pack_nearest(float lower, float upper) {
+  if (is_planted(Planted::kWrongSign) && thread_index() == 5) lower = -lower;
   return to_bf16(lower, true) | to_bf16(upper, true) << 16;
 }
 inline uint32_t pack_truncated(float lower, float upper) {
@@ -157,6 +173,7 @@ inline float half_to_float(uint16_t bits) {
 }
 
 inline uint32_t clear_then_set(uint32_t word, uint32_t mask, uint32_t one) {
+  if (is_planted(Planted::kWrongSign) && thread_index() == 5) word ^= 0x8000u;
   return (~word & mask) | one;
 }
 

@@ -36,6 +36,21 @@ Multiplier plain_multiplier(Kind) {{ return {{}}; }}
 }}
 """
 NOTHING = "(void)rows, Multiplier{}"
+# All paths and every tile shape of one precision a kind: Rademacher in two parts, normal in one.
+FEW = """
+#include "multipliers.h"
+namespace trak_ext {
+Multiplier rademacher_multiplier(int, int64_t rows) { return rademacher_tile<2>(rows); }
+Multiplier rademacher_warpgroup_multiplier(int, int64_t rows) {
+  return rademacher_warpgroup_tile<2>(rows);
+}
+Multiplier normal_multiplier(int, int64_t rows, int64_t shared_limit) {
+  return normal_tile<1>(rows, shared_limit);
+}
+Multiplier normal_warpgroup_multiplier(int, int64_t rows) { return normal_warpgroup_tile<1>(rows); }
+}
+"""
+FEW_PASSES = {"rademacher": 2, "normal": 1}
 
 
 class Law(ctypes.Structure):
@@ -140,7 +155,11 @@ def build_runner(folder: Path, host: Path = HOST) -> list[str]:
 
 
 class HostLibrary:
-    """The kernels of one source tree, or those for Rademacher in `high` of one path ("mma")."""
+    """The kernels of one source tree.
+
+    Or, to build sooner, `only` those for Rademacher in `high` of one path ("mma", "warpgroup"), or
+    a precision a kind of each ("few").
+    """
 
     def __init__(
         self,
@@ -155,6 +174,9 @@ class HostLibrary:
         if only is None:
             tiles = ("plain", "rademacher", "rademacher_warpgroup", "normal", "normal_warpgroup")
             files += [sources / "cuda" / f"{name}_tiles.cu" for name in tiles]
+        elif only == "few":
+            files += [sources / "cuda" / "plain_tiles.cu", folder / "few.cpp"]
+            files[-1].write_text(FEW)
         else:
             makers = {"mma": NOTHING, "warpgroup": NOTHING}
             makers[only] = {
@@ -168,7 +190,7 @@ class HostLibrary:
         self._library = ctypes.CDLL(str(library))
         self._library.host_project.restype = ctypes.c_char_p
         self._library.host_fill_matrix.restype = ctypes.c_char_p
-        self._library.host_choose_path.restype = ctypes.c_char_p
+        self._library.host_find_path.restype = ctypes.c_char_p
         self._library.host_sizeof_problem.restype = ctypes.c_int64
         assert self._library.host_sizeof_problem() == ctypes.sizeof(Problem)
 
@@ -266,6 +288,42 @@ class HostLibrary:
             raise RuntimeError(error.decode())
         return found
 
+    def cuda_project(self, views: Any, *arguments: Any) -> None:
+        """Take what `_C.cuda_project` takes."""
+        rows, out, proj_dim, *out_strides, kind, low, high, model_id, passes, path = arguments[:-4]
+        for view in views:
+            problem = Problem(
+                law=Law(kind, low, high, model_id),
+                grad=Gradient(*view),
+                rows=rows,
+                proj_dim=proj_dim,
+                out=out,
+                out_row_stride=out_strides[0],
+                out_column_stride=out_strides[1],
+                workspace=arguments[-4],
+                workspace_bytes=arguments[-3],
+                tile_for_rows=0,
+                passes=0 if path == "plain" else passes,
+                order_seed=1,
+                shared_limit=227 * 1024,
+                warpgroups=int(path == "wgmma"),
+                multiprocessors=2,
+            )
+            error = self._library.host_project(ctypes.byref(problem))
+            if error is not None:
+                raise RuntimeError(error.decode())
+
+    def cuda_fill_matrix(self, *arguments: Any) -> None:
+        """Take what `_C.cuda_fill_matrix` takes."""
+        problem = Matrix(Law(*arguments[:4]), *arguments[4:8])
+        error = self._library.host_fill_matrix(ctypes.byref(problem))
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+    def plant(self, fault: int) -> None:
+        """Plant a fault of runner.h in what is run from now on; 0 for none."""
+        ctypes.c_int.in_dll(self._library, "host_planted").value = fault
+
     def matrix(self, num_params: int, proj_dim: int, param_offset: int = 0, **law: Any) -> Tensor:
         """Return rows of R by the CUDA kernel that fills them in."""
         out = torch.full((num_params, proj_dim), float("nan"))
@@ -275,11 +333,11 @@ class HostLibrary:
             raise RuntimeError(error.decode())
         return out
 
-    def choose_path(self, wanted: str | None, best: str) -> str:
-        """Return the path that TRAK_EXT_CUDA_PATH = `wanted` gets where `best` is there."""
+    def find_path(self, wanted: str, best: str) -> str:
+        """Return the path of that name where `best` is there."""
         path = ctypes.c_int()
-        value = None if wanted is None else wanted.encode()
-        error = self._library.host_choose_path(value, PATHS.index(best), ctypes.byref(path))
+        index = PATHS.index(best)
+        error = self._library.host_find_path(wanted.encode(), index, ctypes.byref(path))
         if error is not None:
             raise RuntimeError(error.decode())
         return PATHS[path.value]

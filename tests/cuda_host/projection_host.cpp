@@ -9,6 +9,8 @@
 
 namespace {
 
+using trak_ext::host_run::is_planted;
+using trak_ext::host_run::Planted;
 using trak_ext::host_run::Runner;
 
 std::string message;
@@ -28,6 +30,17 @@ int64_t bytes_of(const trak_ext::GradientView& grad, int64_t rows) {
   if (rows == 0 || grad.params == 0) return 0;
   return ((rows - 1) * grad.row_stride + (grad.params - 1) * grad.param_stride + 1) *
          trak_ext::element_bytes(grad.dtype);
+}
+
+// The fault's tensor: what a kernel that does not come to its end has read.
+trak_ext::GradientView cut_short(trak_ext::GradientView grad) {
+  const trak_ext::ChunkCut cut = trak_ext::cut_chunks(grad);
+  if (is_planted(Planted::kMissingTail)) --grad.params;
+  if (is_planted(Planted::kDroppedLastChunk) && cut.chunks > 1) {
+    const auto head = static_cast<int64_t>(grad.param_offset % trak_ext::kSuperblockParams);
+    grad.params = (cut.chunks - 1) * cut.chunk_superblocks * trak_ext::kSuperblockParams - head;
+  }
+  return grad;
 }
 
 }  // namespace
@@ -53,7 +66,7 @@ extern "C" const char* host_project(const HostProblem* problem) {
     Runner& runner = Runner::get();
     runner.begin(p.order_seed);
     runner.allow(p.grad.data, bytes_of(p.grad, p.rows));
-    runner.allow(p.workspace.data, p.workspace.bytes);
+    runner.set_workspace(p.workspace.data, p.workspace.bytes);
     if (p.rows > 0 && p.proj_dim > 0) {
       runner.allow(p.out.data,
                    ((p.rows - 1) * p.out.row_stride + (p.proj_dim - 1) * p.out.column_stride + 1) *
@@ -67,8 +80,8 @@ extern "C" const char* host_project(const HostProblem* problem) {
                  ? trak_ext::warpgroup_multiplier(p.law.kind, passes, tile_for)
                  : trak_ext::tensor_core_multiplier(p.law.kind, passes, tile_for, p.shared_limit);
     };
-    trak_ext::run_projection(choose, p.law, p.grad, p.rows, p.proj_dim, p.out, p.workspace,
-                             p.multiprocessors, nullptr);
+    trak_ext::run_projection(choose, p.law, cut_short(p.grad), p.rows, p.proj_dim, p.out,
+                             p.workspace, p.multiprocessors, nullptr);
   });
 }
 
@@ -81,9 +94,9 @@ extern "C" const char* host_fill_matrix(const trak_ext::MatrixProblem* problem) 
   });
 }
 
-extern "C" const char* host_choose_path(const char* wanted, int best, int* path) {
+extern "C" const char* host_find_path(const char* wanted, int best, int* path) {
   return caught([&] {
-    *path = static_cast<int>(trak_ext::choose_path(wanted, static_cast<trak_ext::CudaPath>(best)));
+    *path = static_cast<int>(trak_ext::find_path(wanted, static_cast<trak_ext::CudaPath>(best)));
   });
 }
 

@@ -10,6 +10,8 @@
 
 #include "fiber.h"
 
+int host_planted = 0;
+
 namespace trak_ext::host_run {
 namespace {
 
@@ -47,6 +49,16 @@ bool Runner::note(const void* kernel, Launch launch) {
   launch.kernel = info.dli_sname;
   note_(&launch);
   return true;
+}
+
+void Runner::set_workspace(const void* address, int64_t bytes) {
+  allow(address, bytes);
+  workspace_ = ranges_.back();
+}
+
+bool Runner::in_workspace(const void* address) const {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  return at >= workspace_.first && at < workspace_.second;
 }
 
 void Runner::run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data) {
@@ -206,10 +218,11 @@ void Runner::multiply_warp(int first) {
     const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
     const int g = lane / 4, t = lane % 4;
     for (int half = 0; half < 2; ++half) {
-      a[g][2 * t + half] = from_bf16(fiber.a[0] >> (16 * half));
-      a[g + 8][2 * t + half] = from_bf16(fiber.a[1] >> (16 * half));
-      a[g][2 * t + 8 + half] = from_bf16(fiber.a[2] >> (16 * half));
-      a[g + 8][2 * t + 8 + half] = from_bf16(fiber.a[3] >> (16 * half));
+      const int bits = 16 * (half ^ static_cast<int>(is_planted(Planted::kSwappedHalves)));
+      a[g][2 * t + half] = from_bf16(fiber.a[0] >> bits);
+      a[g + 8][2 * t + half] = from_bf16(fiber.a[1] >> bits);
+      a[g][2 * t + 8 + half] = from_bf16(fiber.a[2] >> bits);
+      a[g + 8][2 * t + 8 + half] = from_bf16(fiber.a[3] >> bits);
       b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));
       b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * half));
       d[g][2 * t + half] = fiber.d[half];

@@ -7,7 +7,22 @@
 #include <string>
 #include <vector>
 
+// Which of the faults below is planted; 0: none. For the tests to set.
+extern "C" int host_planted;
+
 namespace trak_ext::host_run {
+
+// Faults of the device that is played, or of kernels on it, that give wrong results and no error.
+enum class Planted : int {
+  kSwappedHalves = 1,     // of a matrix instruction's first operand
+  kWrongStride = 2,       // in a warpgroup's matrix descriptor
+  kMissingTail = 3,       // the last parameter, or the last sample
+  kWrongSign = 4,         // where thread 5 makes or stages a number
+  kDroppedLastChunk = 5,  // of several
+  kStaleWorkspace = 6,    // what is written to the workspace is added to what was there
+};
+
+inline bool is_planted(Planted fault) { return host_planted == static_cast<int>(fault); }
 
 struct Fiber;
 struct Reading;
@@ -50,6 +65,8 @@ class Runner {
   // For the next launches: what decides the order of threads and blocks, and which memory there is.
   void begin(uint64_t order_seed);
   void allow(const void* address, int64_t bytes);
+  void set_workspace(const void* address, int64_t bytes);
+  bool in_workspace(const void* address) const;
 
   // Is shown every matrix instruction from now on; null: nobody is.
   void show_to(Witness witness) { witness_ = witness; }
@@ -148,6 +165,7 @@ class Runner {
   Witness witness_ = nullptr;
   LaunchNote note_ = nullptr;
   std::vector<std::pair<uintptr_t, uintptr_t>> ranges_;
+  std::pair<uintptr_t, uintptr_t> workspace_{0, 0};
   std::vector<Fiber*> fibers_;
   std::vector<char> shared_storage_;
   std::vector<Cell> cells_;

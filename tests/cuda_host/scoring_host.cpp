@@ -10,6 +10,7 @@ namespace {
 using trak_ext::CudaScoringProblem;
 using trak_ext::Scorer;
 using trak_ext::host_run::Runner;
+namespace host_run = trak_ext::host_run;
 
 std::string message;
 
@@ -45,17 +46,17 @@ namespace {
 
 template <class T>
 void run(const HostScoring& host, const Scorer<T>& scorer) {
-  const CudaScoringProblem<T> problem = {host.num_checkpoints,
-                                         host.num_train,
-                                         host.num_targets,
-                                         host.proj_dim,
-                                         host.features,
-                                         host.feature_dtype,
-                                         host.row_strides,
-                                         static_cast<const T*>(host.solved),
-                                         static_cast<const T*>(host.coefficients),
-                                         static_cast<const T*>(host.weights),
-                                         host.parts};
+  CudaScoringProblem<T> problem = {host.num_checkpoints,
+                                   host.num_train,
+                                   host.num_targets,
+                                   host.proj_dim,
+                                   host.features,
+                                   host.feature_dtype,
+                                   host.row_strides,
+                                   static_cast<const T*>(host.solved),
+                                   static_cast<const T*>(host.coefficients),
+                                   static_cast<const T*>(host.weights),
+                                   host.parts};
   constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
   Runner& runner = Runner::get();
   runner.begin(host.order_seed);
@@ -68,8 +69,9 @@ void run(const HostScoring& host, const Scorer<T>& scorer) {
     runner.allow(problem.coefficients, problem.num_checkpoints * problem.num_train * kBytes);
   }
   if (problem.weights) runner.allow(problem.weights, problem.num_train * kBytes);
-  runner.allow(host.workspace.data, host.workspace.bytes);
+  runner.set_workspace(host.workspace.data, host.workspace.bytes);
   T* out = static_cast<T*>(host.out);
+  if (host_run::is_planted(host_run::Planted::kMissingTail)) --problem.num_train;
   if (host.count < 0) {
     if (problem.num_train > 0 && problem.num_targets > 0) {
       runner.allow(out, ((problem.num_train - 1) * host.out_row_stride +

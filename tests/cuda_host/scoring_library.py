@@ -56,7 +56,9 @@ class ScoringLibrary:
 
     def __init__(self, folder: Path, sources: Path = SOURCES, halves: bool = True) -> None:
         library = folder / "scoring_host.so"
-        files = [HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "arrivals", "scoring_host")]
+        files = [
+            HOST / f"{name}.cpp" for name in ("runner", "warpgroup", "arrivals", "scoring_host")
+        ]
         files.append(sources / "cuda" / "scoring_float32_tiles.cu")
         for name in HALVES:
             if halves:
@@ -177,11 +179,17 @@ class ScoringLibrary:
         )
         return values, indices, bool(not_a_number)
 
-    def cuda_score(self, *arguments: Any) -> None:
+    def plant(self, fault: int) -> None:
+        """Plant a fault of runner.h in what is run from now on; 0 for none."""
+        ctypes.c_int.in_dll(self._library, "host_planted").value = fault
+
+    def cuda_score(self, *arguments: Any, wide: bool | None = None) -> None:
         """Take what `_C.cuda_score_float` and `_double` take."""
-        *problem, out, row_stride, target_stride, workspace, workspace_bytes, _, _ = arguments
+        *problem, path, out, row_stride, target_stride, workspace, workspace_bytes, _, _ = arguments
         self._call(
             *problem,
+            plain=path == "plain",
+            wide=wide,
             workspace=workspace,
             workspace_bytes=workspace_bytes,
             out=out,
@@ -190,11 +198,13 @@ class ScoringLibrary:
             count=-1,
         )
 
-    def cuda_top_k(self, *arguments: Any) -> None:
+    def cuda_top_k(self, *arguments: Any, wide: bool | None = None) -> None:
         """Take what `_C.cuda_top_k_float` and `_double` take."""
-        *problem, count, values, indices, not_a_number, workspace, size, _, _ = arguments
+        *problem, path, count, values, indices, not_a_number, workspace, size, _, _ = arguments
         self._call(
             *problem,
+            plain=path == "plain",
+            wide=wide,
             workspace=workspace,
             workspace_bytes=size,
             out=values,
@@ -215,6 +225,7 @@ class ScoringLibrary:
         coefficients: int,
         weights: int,
         parts: int,
+        wide: bool | None = None,
         **rest: Any,
     ) -> None:
         pointers = (ctypes.c_void_p * len(features))(*features)
@@ -234,7 +245,7 @@ class ScoringLibrary:
             parts=parts,
             features_bytes=reach * (8 if dtype == 0 else 4 if dtype == 1 else 2),
             tile_for_targets=num_targets,
-            wide=dtype == 0,
+            wide=dtype == 0 if wide is None else wide,
             **rest,
         )
         error = self._library.host_score(ctypes.byref(problem))

@@ -41,6 +41,7 @@ uint64_t Runner::describe_operand(const void* shared, int summed_bytes, int row_
   if (at % 16 != 0 || summed_bytes % 16 != 0 || row_bytes % 16 != 0) {
     fault("a matrix descriptor of what is no multiple of 16 bytes");
   }
+  if (is_planted(Planted::kWrongStride)) summed_bytes = row_bytes;
   return (at & 0x3FFFFu) >> 4 | static_cast<uint64_t>(summed_bytes >> 4) << 16 |
          static_cast<uint64_t>(row_bytes >> 4) << 32;
 }
@@ -144,7 +145,8 @@ void Runner::start_multiply(int first) {
     const int row = thread / kWarp * 16 + thread % kWarp / 4, slot = thread % 4;
     for (int i = 0; i < 8; ++i) {  // register i / 2, half i % 2
       const int at = (row + i / 2 % 2 * 8) * 16 + 2 * slot + i / 4 * 8 + i % 2;
-      a[static_cast<size_t>(at)] = from_bf16(matrix.a[i / 2] >> (16 * (i % 2)));
+      const int half = i % 2 ^ static_cast<int>(is_planted(Planted::kSwappedHalves));
+      a[static_cast<size_t>(at)] = from_bf16(matrix.a[i / 2] >> (16 * half));
     }
     if (!leader.add) continue;
     const auto hidden = matrix.hidden.find(matrix.d);

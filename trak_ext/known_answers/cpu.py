@@ -1,0 +1,99 @@
+"""The CPU's kernels as the self-test calls them, at the level that this process has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _C, ops
+from ..runtime import get_num_threads
+from ..solved_targets import SolvedTargets
+from .kernels import DeviceKernels, views_of
+
+
+class CpuKernels(DeviceKernels):
+    """What is tested on the CPU; paths and workspaces mean nothing there."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def describe(self) -> str:
+        """Return the level."""
+        return f"cpu {_C.cpu_level()}"
+
+    def is_capturing(self) -> bool:
+        """Return that no graph is captured."""
+        return False
+
+    def tiles(self, path: str) -> list[dict[str, Any]]:
+        """Return batches and columns as if there were tiles of them."""
+        return [
+            {"kind": kind, "passes": passes, "tile_rows": rows, "tile_columns": 64}
+            for kind in ("rademacher", "normal")
+            for passes in ops.PRECISIONS.values()
+            for rows in (8, 32)
+        ]
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Do nothing: there are no streams."""
+        yield
+
+    def project(
+        self,
+        path: str,
+        grads: Sequence[tuple[Tensor, int]],
+        out: Tensor,
+        law: tuple[int, int, int, int],
+        precision: str,
+        least_workspace: bool = False,
+    ) -> None:
+        """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k]."""
+        _C.project(
+            views_of(grads),
+            *(out.shape[0], out.data_ptr(), out.shape[1], out.stride(0), out.stride(1)),
+            *law,
+            ops.PRECISIONS[precision],
+            get_num_threads(),
+        )
+
+    def fill_matrix(self, law: tuple[int, int, int, int], param_offset: int, out: Tensor) -> None:
+        """Fill in rows of the matrix [P, k]."""
+        size = (param_offset, out.shape[0], out.shape[1])
+        _C.fill_matrix(*law, *size, out.data_ptr(), get_num_threads())
+
+    def score(
+        self,
+        path: str,
+        features: Sequence[Tensor],
+        solved: Tensor,
+        weights: Tensor,
+        coefficients: Tensor | None,
+        precision: str,
+        out: Tensor,
+        least_workspace: bool = False,
+    ) -> None:
+        """Write scores [n, t] to `out`."""
+        targets = SolvedTargets(solved, solved.dtype, precision)
+        out.copy_(targets.score(features, weights, coefficients))
+
+    def top_k(
+        self,
+        path: str,
+        features: Sequence[Tensor],
+        solved: Tensor,
+        weights: Tensor,
+        coefficients: Tensor | None,
+        precision: str,
+        out: tuple[Tensor, Tensor, Tensor],
+        least_workspace: bool = False,
+    ) -> None:
+        """Write the best values and indices [t, count] to `out`; NaN raises."""
+        targets = SolvedTargets(solved, solved.dtype, precision)
+        best = targets.top_k(features, weights, out[0].shape[1], coefficients=coefficients)
+        for to, made in zip(out, best, strict=False):
+            to.copy_(made)
