@@ -386,7 +386,9 @@ def test_the_warpgroups_instruction_names_its_operands_in_order():
     # PTX ISA, wgmma.mma_async with A in registers: d, a, b's descriptor, scale-d, the signs of a
     # and b (1: as they are), and whether b is transposed (0: k runs along memory).
     text = (SOURCES / "cuda" / "warpgroup_cuda.h").read_text()
-    blocks = re.findall(r"asm volatile\(\s*(\"\{ \.reg.*?)\"memory\"\);", text, re.DOTALL)
+    blocks = re.findall(
+        r"asm volatile\(\s*(\"\{ \.reg \.pred p; setp.*?)\"memory\"\);", text, re.DOTALL
+    )
     rows_seen = set()
     for block in blocks:
         code, outputs, inputs, _ = re.split(r"\n\s*: ", block)

@@ -54,17 +54,14 @@ def test_no_register_of_a_matrix_instruction_is_touched_while_it_is_under_way(ke
 
 
 def test_arrive_commit_and_wait_come_in_order(kernels):
-    # Every group has the instructions of all parts, a fence before it, and a wait at its end or
-    # after the next one has begun.
+    # A fence before every group, and a wait after the last one.
     for kernel in kernels:
         order = "".join(
-            "A" if "ARRIVE" in text else "w" if "gsb0, 0x1" in text else "W"
+            "G" if "HGMMA" in text else "A" if "ARRIVE" in text else "w"
             for _, text in kernel.code
-            if "WARPGROUP" in text
+            if "WARPGROUP" in text or ("HGMMA" in text and "gsb0" in text)
         )
-        groups = sum("HGMMA" in text and "gsb0" in text for _, text in kernel.code)
-        assert order.count("A") == order.count("w") == groups, kernel.label
-        assert re.fullmatch(r"((wA)+W)+W?", order), (kernel.label, order)
+        assert re.fullmatch(r"(w*Aw*G)+w+", order), (kernel.label, order)
 
 
 # A hand-made kernel: two groups in a loop, the next first operand made while one is under way.
