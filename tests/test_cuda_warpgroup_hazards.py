@@ -161,11 +161,11 @@ __global__ void __launch_bounds__(128) probe(float* out, const uint32_t* in, int
   extern __shared__ char shared[];
   const uint64_t b = device::describe_operand(shared, 128, 128);
   float d[1][4] = {};
-  uint32_t a[4];
+  uint32_t a[1][4];
   for (int i = 0; i < n; ++i) {
-    for (int k = 0; k < 4; ++k) a[k] = in[i * 4 + k];
+    for (int k = 0; k < 4; ++k) a[0][k] = in[i * 4 + k];
     device::begin_multiply(a, d);
-    device::multiply_async<8>(d, a, b, true);
+    device::multiply_async<8>(d, a[0], b, true);
     device::commit_multiplied();
     TOUCH
     device::wait_multiplied<0>();
