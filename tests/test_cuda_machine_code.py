@@ -76,9 +76,8 @@ def test_the_matrix_pipe_binds_from_64_rows_on(report, kernels):
     if _C.cuda_build()["runtime_version"] < 12080:
         pytest.skip("compilers before CUDA 12.8 get a smaller tile, which shared memory binds")
     for passes in (2, 3):
-        kernel = report.kernel_for(kernels, 90, "rademacher", passes, 64)
-        bound = report.bound_times(kernel, (64, 10**8, 8192))
-        assert max(bound, key=lambda pipe: bound[pipe]) == "matrix", bound
+        problem = report.Problem(90, "wgmma", "rademacher", passes, 64, 10**8, 8192)
+        assert report.times(kernels, problem)["binds"] == "matrix"
 
 
 def test_no_kernel_asks_for_more_shared_memory_than_its_devices_have(report):
@@ -102,7 +101,7 @@ def test_signs_cost_at_most_one_and_a_half_alu_instructions_a_pair(report, kerne
     if not found:
         pytest.skip(f"not built for sm_{arch}")
     for kernel in found:
-        figures = report.loop_report(kernel)
+        figures = report.loop_report(kernels, kernel)
         _, passes, columns, rows = kernel.tile
         steps = columns / 16 * 8 * passes
         assert figures["matrix"] == steps * (1 if kernel.path == "wgmma" else rows / 8)

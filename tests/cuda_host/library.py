@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -102,6 +103,40 @@ class Matrix(ctypes.Structure):
     ]
 
 
+class Noted(ctypes.Structure):
+    """Launch of runner.h."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_char_p),
+        ("argument", ctypes.c_void_p),
+        ("argument_bytes", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("threads", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
+    ]
+
+
+NOTE = ctypes.CFUNCTYPE(None, ctypes.POINTER(Noted))
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A kernel by its mangled name, and what it is launched with."""
+
+    kernel: str
+    argument: bytes
+    blocks: int
+    threads: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, noted: Any) -> Launch:
+        """Copy what a note holds for as long as the call."""
+        argument = ctypes.string_at(noted.argument, noted.argument_bytes)
+        kernel = noted.kernel.decode()
+        return cls(kernel, argument, noted.blocks, noted.threads, noted.shared_bytes)
+
+
 def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
     return Law(KINDS[kind], seed & 0xFFFFFFFF, seed >> 32, model_id)
 
@@ -111,11 +146,11 @@ def compile_host(arguments: list[str]) -> None:
     subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, f"-I{HOST}", *arguments], check=True)
 
 
-def build_runner(folder: Path) -> list[str]:
+def build_runner(folder: Path, host: Path = HOST) -> list[str]:
     """Compile what runs kernels on the host, for several libraries."""
     objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup", "arrivals")]
     for name in objects:
-        compile_host(["-c", str(HOST / Path(name).with_suffix(".cpp").name), "-o", name])
+        compile_host(["-c", str(host / Path(name).with_suffix(".cpp").name), "-o", name])
     return objects
 
 
@@ -158,6 +193,10 @@ class HostLibrary:
         self._library.host_find_path.restype = ctypes.c_char_p
         self._library.host_sizeof_problem.restype = ctypes.c_int64
         assert self._library.host_sizeof_problem() == ctypes.sizeof(Problem)
+
+    def show_to(self, witness: Any) -> None:
+        """Show every matrix instruction to a callback of witness.py, or to nobody (None)."""
+        self._library.host_show_to(witness)
 
     def project(
         self,
@@ -206,6 +245,48 @@ class HostLibrary:
         if error is not None:
             raise RuntimeError(error.decode())
         return out
+
+    def launches(
+        self,
+        gradient: Gradient,
+        rows: int,
+        proj_dim: int,
+        *,
+        precision: str,
+        out: int,
+        workspace: int,
+        workspace_bytes: int,
+        tile_for_rows: int = 0,
+        shared_limit: int = 227 * 1024,
+        multiprocessors: int = 132,
+        **law: Any,
+    ) -> list[Launch]:
+        """Return the launches of a projection, which are not run: addresses may be made up."""
+        problem = Problem(
+            law=make_law(**law),
+            grad=gradient,
+            rows=rows,
+            proj_dim=proj_dim,
+            out=out,
+            out_row_stride=proj_dim,
+            out_column_stride=1,
+            workspace=workspace,
+            workspace_bytes=workspace_bytes,
+            tile_for_rows=tile_for_rows,
+            passes=PASSES[precision.removeprefix(WARPGROUP)],
+            order_seed=1,
+            shared_limit=shared_limit,
+            warpgroups=int(precision.startswith(WARPGROUP)),
+            multiprocessors=multiprocessors,
+        )
+        found: list[Launch] = []
+        note = NOTE(lambda shown: found.append(Launch.of(shown.contents)))
+        self._library.host_note_launches(note)
+        error = self._library.host_project(ctypes.byref(problem))
+        self._library.host_note_launches(None)
+        if error is not None:
+            raise RuntimeError(error.decode())
+        return found
 
     def cuda_project(self, views: Any, *arguments: Any) -> None:
         """Take what `_C.cuda_project` takes."""

@@ -100,4 +100,12 @@ extern "C" const char* host_find_path(const char* wanted, int best, int* path) {
   });
 }
 
+extern "C" void host_note_launches(trak_ext::host_run::LaunchNote note) {
+  Runner::get().note_launches(note);
+}
+
+extern "C" void host_show_to(trak_ext::host_run::Witness witness) {
+  Runner::get().show_to(witness);
+}
+
 extern "C" int64_t host_sizeof_problem() { return sizeof(HostProblem); }

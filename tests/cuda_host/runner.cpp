@@ -1,5 +1,7 @@
 #include "runner.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -36,6 +38,17 @@ void Runner::begin(uint64_t order_seed) {
 void Runner::allow(const void* address, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   ranges_.emplace_back(begin, begin + static_cast<uint64_t>(bytes));
+}
+
+bool Runner::note(const void* kernel, Launch launch) {
+  if (note_ == nullptr) return false;
+  Dl_info info = {};
+  if (dladdr(kernel, &info) == 0 || info.dli_sname == nullptr) {
+    throw std::runtime_error("a launch of a kernel without a name");
+  }
+  launch.kernel = info.dli_sname;
+  note_(&launch);
+  return true;
 }
 
 void Runner::set_workspace(const void* address, int64_t bytes) {
@@ -182,42 +195,63 @@ void Runner::release(int state, int first, int count) {
   }
   if (state == kAtMultiply) {
     if (waiting != kWarp) throw std::runtime_error("a matrix instruction without all lanes");
-    float a[16][16], b[16][8], d[16][8];
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
-      const int g = lane / 4, t = lane % 4;
-      for (int half = 0; half < 2; ++half) {
-        const int bits = 16 * (half ^ static_cast<int>(is_planted(Planted::kSwappedHalves)));
-        a[g][2 * t + half] = from_bf16(fiber.a[0] >> bits);
-        a[g + 8][2 * t + half] = from_bf16(fiber.a[1] >> bits);
-        a[g][2 * t + 8 + half] = from_bf16(fiber.a[2] >> bits);
-        a[g + 8][2 * t + 8 + half] = from_bf16(fiber.a[3] >> bits);
-        b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));
-        b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * half));
-        d[g][2 * t + half] = fiber.d[half];
-        d[g + 8][2 * t + half] = fiber.d[2 + half];
-      }
-    }
-    double sums[16][8];
-    for (int i = 0; i < 16; ++i) {
-      for (int j = 0; j < 8; ++j) sums[i][j] = d[i][j];
-      for (int k = 0; k < 16; ++k) {
-        for (int j = 0; j < 8; ++j) sums[i][j] += static_cast<double>(a[i][k]) * b[k][j];
-      }
-    }
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
-      const int g = lane / 4, t = lane % 4;
-      for (int half = 0; half < 2; ++half) {
-        fiber.d[half] = truncate(sums[g][2 * t + half]);
-        fiber.d[2 + half] = truncate(sums[g + 8][2 * t + half]);
-      }
-    }
+    multiply_warp(first);
   }
   for (int i = first; i < first + count; ++i) {
     Fiber& fiber = *fibers_[static_cast<size_t>(i)];
     if (fiber.state == state) fiber.state = kReady;
   }
+}
+
+// All lanes of the warp from `first` on have come to the same instruction.
+void Runner::multiply_warp(int first) {
+  float before[kWarp][4], after[kWarp][4];
+  uint32_t all_a[kWarp][4], all_b[kWarp][2];
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
+    std::memcpy(before[lane], fiber.d, sizeof(before[lane]));
+    std::memcpy(all_a[lane], fiber.a, sizeof(all_a[lane]));
+    std::memcpy(all_b[lane], fiber.b, sizeof(all_b[lane]));
+  }
+  float a[16][16], b[16][8], d[16][8];
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      const int bits = 16 * (half ^ static_cast<int>(is_planted(Planted::kSwappedHalves)));
+      a[g][2 * t + half] = from_bf16(fiber.a[0] >> bits);
+      a[g + 8][2 * t + half] = from_bf16(fiber.a[1] >> bits);
+      a[g][2 * t + 8 + half] = from_bf16(fiber.a[2] >> bits);
+      a[g + 8][2 * t + 8 + half] = from_bf16(fiber.a[3] >> bits);
+      b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));
+      b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * half));
+      d[g][2 * t + half] = fiber.d[half];
+      d[g + 8][2 * t + half] = fiber.d[2 + half];
+    }
+  }
+  double sums[16][8];
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) sums[i][j] = d[i][j];
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 8; ++j) sums[i][j] += static_cast<double>(a[i][k]) * b[k][j];
+    }
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const Fiber& fiber = *fibers_[static_cast<size_t>(first + lane)];
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      fiber.d[half] = truncate(sums[g][2 * t + half]);
+      fiber.d[2 + half] = truncate(sums[g + 8][2 * t + half]);
+    }
+  }
+  if (witness_ == nullptr) return;
+  for (int lane = 0; lane < kWarp; ++lane) {
+    std::memcpy(after[lane], fibers_[static_cast<size_t>(first + lane)]->d, sizeof(after[lane]));
+  }
+  const MatrixInstruction shown = {block_,   kWarp,         8,         4,        1,
+                                   all_a[0], all_b[0],      before[0], after[0], 0,
+                                   shared_,  shared_bytes_, 0};
+  witness_(&shown);
 }
 
 // Leaves the current fiber until it is ready again.

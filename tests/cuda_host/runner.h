@@ -27,6 +27,36 @@ inline bool is_planted(Planted fault) { return host_planted == static_cast<int>(
 struct Fiber;
 struct Reading;
 
+// A matrix instruction as its threads' registers and shared memory have it, before and after, for a
+// witness that knows the layouts from elsewhere (tests/cuda_host/witness.py).
+struct MatrixInstruction {
+  int64_t block;
+  int threads;           // that take part, 32 or 128
+  int rows;              // of the second operand, 8 for a warp's
+  int sums;              // registers of `before` and `after` a thread
+  int add;               // 0: `before` is not added to
+  const uint32_t* a;     // [threads, 4]
+  const uint32_t* b;     // [threads, 2], a warp's
+  const float* before;   // [threads, sums]
+  const float* after;    // [threads, sums]
+  uint64_t operand;      // the descriptor of a warpgroup's second operand
+  const char* shared;    // [shared_bytes]
+  int64_t shared_bytes;  // of the block
+  uint64_t shared_base;  // the address of `shared` as a descriptor has it
+};
+using Witness = void (*)(const MatrixInstruction*);
+
+// A launch that is noted instead of run: which kernel (its mangled name) with what.
+struct Launch {
+  const char* kernel;
+  const void* argument;
+  int64_t argument_bytes;
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+};
+using LaunchNote = void (*)(const Launch*);
+
 class Runner {
  public:
   static Runner& get();
@@ -37,6 +67,13 @@ class Runner {
   void allow(const void* address, int64_t bytes);
   void set_workspace(const void* address, int64_t bytes);
   bool in_workspace(const void* address) const;
+
+  // Is shown every matrix instruction from now on; null: nobody is.
+  void show_to(Witness witness) { witness_ = witness; }
+
+  // Launches are noted rather than run from now on; null: they run.
+  void note_launches(LaunchNote note) { note_ = note; }
+  bool note(const void* kernel, Launch launch);
 
   // Runs body(data) in every thread of every block. Throws std::runtime_error with the first fault.
   void run(int64_t blocks, int threads, int shared_bytes, void (*body)(void*), void* data);
@@ -110,6 +147,7 @@ class Runner {
   void run_block(int threads, int shared_bytes);
   void pause(int state);
   void release(int state, int first, int count);
+  void multiply_warp(int first);
   void fault(const std::string& what);
   Cell* cells_of(const void* address, int bytes, int alignment);
   void mark_written(Cell& cell, const char* what);
@@ -124,6 +162,8 @@ class Runner {
   void release_arrivals();
 
   std::mt19937_64 random_{0};
+  Witness witness_ = nullptr;
+  LaunchNote note_ = nullptr;
   std::vector<std::pair<uintptr_t, uintptr_t>> ranges_;
   std::pair<uintptr_t, uintptr_t> workspace_{0, 0};
   std::vector<Fiber*> fibers_;

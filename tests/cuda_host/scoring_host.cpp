@@ -121,4 +121,12 @@ extern "C" const char* host_score(const HostScoring* host) {
   }
 }
 
+extern "C" void host_note_launches(trak_ext::host_run::LaunchNote note) {
+  Runner::get().note_launches(note);
+}
+
+extern "C" void host_show_to(trak_ext::host_run::Witness witness) {
+  Runner::get().show_to(witness);
+}
+
 extern "C" int64_t host_sizeof_scoring() { return sizeof(HostScoring); }

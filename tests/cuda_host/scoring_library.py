@@ -99,6 +99,10 @@ class ScoringLibrary:
         self._library.host_sizeof_scoring.restype = ctypes.c_int64
         assert self._library.host_sizeof_scoring() == ctypes.sizeof(Scoring)
 
+    def show_to(self, witness: Any) -> None:
+        """Show every matrix instruction to a callback of witness.py, or to nobody (None)."""
+        self._library.host_show_to(witness)
+
     def _run(
         self,
         features: Sequence[Tensor],

@@ -153,6 +153,17 @@ void Runner::start_multiply(int first) {
     const float* from = hidden == matrix.hidden.end() ? matrix.d : hidden->second.data();
     for (size_t i = 0; i < count; ++i) sum_of(thread, i) = from[i];
   }
+  std::vector<float> before, after;
+  std::vector<uint32_t> registers;
+  if (witness_ != nullptr) {
+    for (int thread = 0; thread < kWarpgroup; ++thread) {
+      const MatrixState& matrix = fibers_[static_cast<size_t>(first + thread)]->matrix;
+      const auto hidden = matrix.hidden.find(matrix.d);
+      const float* from = hidden == matrix.hidden.end() ? matrix.d : hidden->second.data();
+      before.insert(before.end(), from, from + count);
+      registers.insert(registers.end(), matrix.a, matrix.a + 4);
+    }
+  }
   for (size_t i = 0; i < 64; ++i) {
     for (size_t k = 0; k < 16; ++k) {
       for (size_t n = 0; n < static_cast<size_t>(rows); ++n) {
@@ -166,11 +177,17 @@ void Runner::start_multiply(int first) {
     std::vector<float>& hidden = matrix.hidden[matrix.d];
     hidden.resize(count);
     for (size_t i = 0; i < count; ++i) hidden[i] = truncate(sum_of(thread, i));
+    if (witness_ != nullptr) after.insert(after.end(), hidden.begin(), hidden.end());
     poison(matrix.d, count);
     Product product = {matrix.d, count, matrix.a, {}, reading};
     std::memcpy(product.a_then, matrix.a, sizeof(product.a_then));
     matrix.open.push_back(product);
   }
+  if (witness_ == nullptr) return;
+  const MatrixInstruction shown = {
+      block_,        kWarpgroup,   rows,    rows / 2, leader.add,    registers.data(), nullptr,
+      before.data(), after.data(), operand, shared_,  shared_bytes_, kSharedBase};
+  witness_(&shown);
 }
 
 void Runner::commit_multiplied() {
