@@ -9,6 +9,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/projection.h"
 #include "cpu/scoring.h"
+#include "cpu/sjlt.h"
 #include "law/version.h"
 #if defined(TRAK_EXT_CUDA)
 #include "cuda/build.h"
@@ -65,6 +66,32 @@ void bind_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t 
   py::gil_scoped_release release;
   fill_matrix(make_law(kind, seed_low, seed_high, model_id), param_offset, params, proj_dim,
               at<float>(out), num_threads);
+}
+
+// (columns of a repetition, repetitions, seed's low and high word, model)
+using SjltTuple = std::tuple<uint64_t, int64_t, uint32_t, uint32_t, uint32_t>;
+SjltLaw make_sjlt_law(const SjltTuple& law) {
+  const auto& [width, repetitions, seed_low, seed_high, model_id] = law;
+  return {seed_low, seed_high, model_id, width, repetitions};
+}
+
+void bind_project_sjlt(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
+                       int64_t out_row_stride, int64_t out_column_stride, const SjltTuple& law,
+                       int num_threads) {
+  const std::vector<GradientView> views = make_views(grads);
+  const SjltProblem problem = {make_sjlt_law(law),
+                               views.data(),
+                               static_cast<int64_t>(views.size()),
+                               rows,
+                               {at<float>(out), out_row_stride, out_column_stride}};
+  py::gil_scoped_release release;
+  project_sjlt(problem, num_threads);
+}
+
+void bind_fill_sjlt_matrix(const SjltTuple& law, uint64_t param_offset, int64_t params,
+                           uintptr_t out, int num_threads) {
+  py::gil_scoped_release release;
+  fill_sjlt_matrix(make_sjlt_law(law), param_offset, params, at<float>(out), num_threads);
 }
 
 // A scoring problem with the storage its pointers need.
@@ -276,6 +303,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of trak_ext; use the functions of the trak_ext package instead.";
   m.def("project", &trak_ext::bind_project);
   m.def("fill_matrix", &trak_ext::bind_fill_matrix);
+  m.def("project_sjlt", &trak_ext::bind_project_sjlt);
+  m.def("fill_sjlt_matrix", &trak_ext::bind_fill_sjlt_matrix);
   m.def("score_float", &trak_ext::bind_score<float>);
   m.def("score_double", &trak_ext::bind_score<double>);
   m.def("top_k_float", &trak_ext::bind_top_k<float>);

@@ -25,6 +25,22 @@ def fill_matrix(
     out: int,
     num_threads: int,
 ) -> None: ...
+def project_sjlt(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    out: int,
+    out_row_stride: int,
+    out_column_stride: int,
+    law: tuple[int, int, int, int, int],
+    num_threads: int,
+) -> None: ...
+def fill_sjlt_matrix(
+    law: tuple[int, int, int, int, int],
+    param_offset: int,
+    params: int,
+    out: int,
+    num_threads: int,
+) -> None: ...
 def score_float(
     features: list[int],
     row_strides: list[int],
