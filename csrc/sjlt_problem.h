@@ -53,9 +53,9 @@ static inline SjltNodes sjlt_nodes(const SjltProblem& problem) {
 }
 
 // How many levels a node closes: after it, that many open sums go up into the next one.
-static inline int sjlt_closes(uint64_t node, int levels) {
+TRAK_EXT_LAW int sjlt_closes(uint64_t node, int levels) {
   int closed = 0;
-  while (closed + 1 < levels && (~node & 63) == 0) {
+  while (closed + 1 < levels && (~node & (kSjltRadix - 1)) == 0) {
     node >>= kSjltRadixLog2;
     ++closed;
   }

@@ -32,8 +32,8 @@ for kind in ("rademacher", "normal"):
     assert np.array_equal(alone.numpy(), results[f"reals {kind}"])
 for proj_dim in (1, 6, 36, 258, 1026, 9000):
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        spread = torch.rand(5, 70001, generator=generator) * 8 - 4
-        grads = torch.randn(5, 70001, generator=generator) * 10**spread
+        spread = torch.rand(3, 30001, generator=generator) * 8 - 4
+        grads = torch.randn(3, 30001, generator=generator) * 10**spread
         grads[1, 777], grads[2, 778] = torch.inf, torch.nan
         law = dict(kind="sjlt", seed=3, param_offset=4095)
         for nnz in (1, proj_dim // 3 or 1):
@@ -86,7 +86,7 @@ def test_integer_sums_agree_to_the_bit(results):
 
 def test_sparse_features_agree_to_the_bit(results):
     names = [name for name in results["baseline"] if name.startswith("sparse")]
-    assert len(names) == 48
+    assert len(names) == 44
     for found in results.values():
         for name in names:
             assert np.array_equal(found[name], results["baseline"][name]), name

@@ -137,6 +137,32 @@ def cuda_fill_matrix(
     device: int,
     stream: int,
 ) -> None: ...
+def cuda_sjlt_workspace_bytes(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    law: tuple[int, int, int, int, int],
+    limit: int,
+) -> int: ...
+def cuda_project_sjlt(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    out: int,
+    out_row_stride: int,
+    out_column_stride: int,
+    law: tuple[int, int, int, int, int],
+    workspace: int,
+    workspace_bytes: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_fill_sjlt_matrix(
+    law: tuple[int, int, int, int, int],
+    param_offset: int,
+    params: int,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def cuda_projection_path(device: int) -> str: ...
 def cuda_kernels(path: str, shared_limit: int) -> list[dict[str, Any]]: ...
 def cuda_scoring_workspace_bytes_float(

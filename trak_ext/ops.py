@@ -155,7 +155,10 @@ def _project_sjlt(views: Any, out: Tensor, law: tuple[int, int, int, int, int]) 
     if out.device.type == "cpu":
         _C.project_sjlt(views, *output, law, get_num_threads())
         return
-    raise NotImplementedError
+    size = _C.cuda_sjlt_workspace_bytes(views, out.shape[0], law, CUDA_WORKSPACE_BYTES)
+    workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
+    queue = cuda_queue(out.device)
+    _C.cuda_project_sjlt(views, *output, law, workspace.data_ptr(), size, *queue)
 
 
 def fill_sjlt_matrix(
@@ -165,8 +168,8 @@ def fill_sjlt_matrix(
     part = (param_offset, matrix.shape[0], matrix.data_ptr())
     if matrix.device.type == "cpu":
         _C.fill_sjlt_matrix(law, *part, get_num_threads())
-        return
-    raise NotImplementedError
+    else:
+        _C.cuda_fill_sjlt_matrix(law, *part, *cuda_queue(matrix.device))
 
 
 def cuda_queue(device: torch.device) -> tuple[int, int]:
