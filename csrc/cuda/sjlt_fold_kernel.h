@@ -81,12 +81,12 @@ sjlt_fold_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltFoldProblem problem) {
     const uint64_t number = problem.first + static_cast<uint64_t>(i);
     const int64_t left = kSjltRadix - static_cast<int64_t>(number & (kSjltRadix - 1));
     const int64_t end = problem.count - i < left ? problem.count : i + left;
-    float sum = open[0];
+    float level_sum = open[0];
 #pragma unroll 16
     for (; i < end; ++i) {
-      sum += device::load_global<float>(problem.sums + i * problem.slot_pitch + output);
+      level_sum += device::load_global<float>(problem.sums + i * problem.slot_pitch + output);
     }
-    open[0] = sum;
+    open[0] = level_sum;
     close_levels(sjlt_closes(problem.first + static_cast<uint64_t>(end - 1), problem.levels), open);
   }
   if (problem.ends == 0) {
@@ -98,12 +98,9 @@ sjlt_fold_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltFoldProblem problem) {
     }
     return;
   }
-  close_levels(problem.levels - 1, open);
-  float sum = open[0];
-#pragma unroll
-  for (int level = 1; level < kSjltLevelsMax; ++level) {
-    if (level == problem.levels - 1) sum = open[level];
-  }
+  // To the highest level: where there is nothing to add, adding changes nothing.
+  close_levels(kSjltLevelsMax - 1, open);
+  const float sum = open[kSjltLevelsMax - 1];
   float* const target = problem.out.data + output / problem.columns * problem.out.row_stride +
                         output % problem.columns * problem.out.column_stride;
   const float value = device::load_global<float>(target) + law_multiply(sum, problem.scale);

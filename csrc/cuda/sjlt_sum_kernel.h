@@ -4,7 +4,7 @@
 // kRows rows at a time: neighbours in a warp read neighbours in memory, and nothing is added by two
 // threads, so the order of the sum is a loop's. Rotations and signs are the same for all rows: a
 // block makes them once, in shared memory. Issue slots an element and row: an address (2), a load,
-// a sign, an addition, and 1 / kRows of some 25 for place, sign and address of the first row.
+// a multiply-add with the sign, and 1 / kRows of some 15 for place and sign.
 #pragma once
 
 #include "../law/arithmetic.h"
@@ -44,9 +44,19 @@ struct SjltSumProblem {
   int64_t first_column;  // of the pass, among all repetitions' columns
 };
 
+// What a group of threads keeps in shared memory of its node's chunks: their signs, their
+// rotations, and what a thread needs to find its own parameter and sign.
+constexpr int kSjltSignBytes = kSjltRadix * kSjltBlocks * static_cast<int>(sizeof(Words4));
+constexpr int kSjltRotationBytes = kSjltRadix * static_cast<int>(sizeof(uint32_t));
+struct alignas(16) SjltChunk {
+  int64_t bytes;     // from the tensor's first parameter to the one of the tile's first column
+  uint32_t left;     // columns of the tile before the rotation wraps around
+  uint16_t bits[2];  // the first column's sign among the chunk's, before and after the wrap
+};
+constexpr int kSjltGroupBytes =
+    kSjltSignBytes + kSjltRotationBytes + kSjltRadix * static_cast<int>(sizeof(SjltChunk));
 constexpr int sjlt_shared_bytes(int tile_columns) {
-  return kSjltThreads / tile_columns * kSjltRadix *
-         static_cast<int>(kSjltBlocks * sizeof(Words4) + sizeof(uint32_t));
+  return kSjltThreads / tile_columns * kSjltGroupBytes;
 }
 
 template <DType kDType>
@@ -94,9 +104,20 @@ TRAK_EXT_DEVICE SjltTile locate_sjlt_tile(const SjltSumProblem& problem, int64_t
           node < problem.nodes};
 }
 
-// rotations[chunk] of the thread's node; the group's first 16 threads make four each.
+// A group's part of shared memory.
+struct SjltShared {
+  char* signs;      // [kSjltRadix, kSjltBlocks] Words4
+  char* rotations;  // [kSjltRadix] uint32_t
+  char* chunks;     // [kSjltRadix] SjltChunk
+
+  TRAK_EXT_DEVICE uint32_t rotation(int chunk) const {
+    return device::load_shared<uint32_t>(rotations + chunk * static_cast<int>(sizeof(uint32_t)));
+  }
+};
+
+// The group's first 16 threads make the rotations of four chunks each.
 TRAK_EXT_DEVICE void make_rotations(const SjltSumProblem& problem, const SjltTile& tile, int lane,
-                                    char* rotations) {
+                                    const SjltShared& shared) {
   if (!tile.exists || lane >= kSjltRadix / 4) return;
   const uint64_t block =
       (tile.node << (kSjltRadixLog2 - kSjltRotationLog2)) + static_cast<uint64_t>(lane);
@@ -106,94 +127,110 @@ TRAK_EXT_DEVICE void make_rotations(const SjltSumProblem& problem, const SjltTil
   for (int i = 0; i < 4; ++i) {
     four.word[i] = static_cast<uint32_t>(sjlt_rotation(words.word[i], problem.law.width));
   }
-  device::store_shared<Words4>(rotations + lane * sizeof(Words4), four);
+  device::store_shared<Words4>(shared.rotations + lane * static_cast<int>(sizeof(Words4)), four);
 }
 
-// words[chunk][kSjltBlocks] of the thread's node, where a parameter of the tensor needs them.
-TRAK_EXT_DEVICE void make_signs(const SjltSumProblem& problem, const SjltTile& tile, int lane,
-                                const char* rotations, char* words) {
+// One of a tile's two runs of consecutive parameters in a chunk.
+struct SjltRun {
+  uint64_t first;
+  uint32_t count;
+};
+TRAK_EXT_DEVICE SjltRun locate_run(const SjltSumProblem& problem, const SjltTile& tile, int chunk,
+                                   uint32_t rotation, bool wrapped) {
+  const uint64_t first =
+      ((tile.node << kSjltRadixLog2) + static_cast<uint64_t>(chunk)) * problem.law.width;
+  const uint64_t place = place_of(tile.column, rotation, static_cast<uint32_t>(problem.law.width));
+  const uint64_t left = problem.law.width - place;
+  const uint32_t before = tile.columns < left ? tile.columns : static_cast<uint32_t>(left);
+  return wrapped ? SjltRun{first, tile.columns - before} : SjltRun{first + place, before};
+}
+
+// Once the rotations are there: the group's first 64 threads describe a chunk each, and all of them
+// make the signs that a parameter of the tensor needs.
+TRAK_EXT_DEVICE void make_chunks(const SjltSumProblem& problem, const SjltTile& tile, int lane,
+                                 const SjltShared& shared) {
   if (!tile.exists) return;
+  constexpr uint32_t kBlock = 1u << kSjltSignLog2;
+  if (lane < kSjltRadix) {
+    const uint32_t rotation = shared.rotation(lane);
+    const SjltRun run = locate_run(problem, tile, lane, rotation, false);
+    const SjltRun wrapped = locate_run(problem, tile, lane, rotation, true);
+    const int64_t at = static_cast<int64_t>(run.first - problem.grad.param_offset);
+    device::store_shared<SjltChunk>(
+        shared.chunks + lane * static_cast<int>(sizeof(SjltChunk)),
+        {at * problem.param_bytes,
+         run.count,
+         {static_cast<uint16_t>(run.first & (kBlock - 1)),
+          static_cast<uint16_t>((wrapped.first & (kBlock - 1)) + kSjltSegmentBlocks * kBlock -
+                                run.count)}});
+  }
   const uint64_t begin = problem.grad.param_offset >> kSjltSignLog2;
   const uint64_t end =
       (problem.grad.param_offset + static_cast<uint64_t>(problem.grad.params) - 1) >> kSjltSignLog2;
   for (int i = lane; i < kSjltRadix * kSjltBlocks; i += problem.tile_columns) {
     const int chunk = i / kSjltBlocks, slot = i % kSjltBlocks;
-    const auto rotation =
-        device::load_shared<uint32_t>(rotations + chunk * static_cast<int>(sizeof(uint32_t)));
-    const uint64_t first =
-        ((tile.node << kSjltRadixLog2) + static_cast<uint64_t>(chunk)) * problem.law.width;
-    const uint64_t place =
-        place_of(tile.column, rotation, static_cast<uint32_t>(problem.law.width));
-    const uint64_t left = problem.law.width - place;  // before the wrap
-    const uint64_t before = tile.columns < left ? tile.columns : left;
-    uint64_t low = first + place, count = before;
-    int own = slot;
-    if (slot >= kSjltSegmentBlocks) {
-      low = first;
-      count = tile.columns - before;
-      own = slot - kSjltSegmentBlocks;
-    }
-    const uint64_t block = (low >> kSjltSignLog2) + static_cast<uint64_t>(own);
-    if (count == 0 || block > (low + count - 1) >> kSjltSignLog2 || block < begin || block > end) {
+    const bool wrapped = slot >= kSjltSegmentBlocks;
+    const SjltRun run = locate_run(problem, tile, chunk, shared.rotation(chunk), wrapped);
+    const uint64_t block = (run.first >> kSjltSignLog2) +
+                           static_cast<uint64_t>(wrapped ? slot - kSjltSegmentBlocks : slot);
+    if (run.count == 0 || block > (run.first + run.count - 1) >> kSjltSignLog2 || block < begin ||
+        block > end) {
       continue;
     }
-    const PhiloxWords signs = sjlt_sign_words(problem.law, tile.repetition, block);
-    device::store_shared<Words4>(words + i * static_cast<int>(sizeof(Words4)),
-                                 {{signs.word[0], signs.word[1], signs.word[2], signs.word[3]}});
+    const PhiloxWords words = sjlt_sign_words(problem.law, tile.repetition, block);
+    device::store_shared<Words4>(shared.signs + i * static_cast<int>(sizeof(Words4)),
+                                 {{words.word[0], words.word[1], words.word[2], words.word[3]}});
   }
 }
 
-// sums[row] += the column's parameters of the node's chunks, in their order. kWhole: the tensor has
-// all the node's parameters.
+// sums[row] += the parameters of the node's chunks that meet the thread's column, in their order.
+// kWhole: the tensor has all the node's parameters.
 template <DType kDType, int kRows, bool kWhole>
-TRAK_EXT_DEVICE void add_chunks(const SjltSumProblem& problem, const SjltTile& tile,
-                                uint32_t column, const char* rotations, const char* words,
-                                const int64_t (&row_bytes)[kRows], float (&sums)[kRows]) {
+TRAK_EXT_DEVICE void add_chunks(const SjltSumProblem& problem, const SjltTile& tile, int lane,
+                                const SjltShared& shared, const char* const (&sources)[kRows],
+                                float (&sums)[kRows]) {
   // Loads under way a thread: enough for the latency of memory, and few enough registers.
-  constexpr int kUnroll = kRows >= 8 ? 4 : kRows >= 4 ? 8 : 16;
-  const uint64_t width = problem.law.width;
-  const uint64_t params = static_cast<uint64_t>(problem.grad.params);
-  uint64_t first = (tile.node << kSjltRadixLog2) * width;  // the chunk's first parameter
-  const char* const data =
-      static_cast<const char*>(problem.grad.data) + problem.first_row * problem.row_bytes;
+  constexpr int kLoads = kRows == 8 && kDType != DType::kFloat64 ? 32 : 16;
+  constexpr int kUnroll = kLoads / kRows / (kWhole ? 1 : 2);
+  const int64_t wrap_bytes = static_cast<int64_t>(problem.law.width) * problem.param_bytes;
+  const auto own = static_cast<uint32_t>(lane);
   for (int chunk = 0; chunk < kSjltRadix; chunk += kUnroll) {
     float values[kUnroll][kRows];
-    uint32_t flips[kUnroll];
+    float signs[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int own = chunk + u;
-      const auto rotation =
-          device::load_shared<uint32_t>(rotations + own * static_cast<int>(sizeof(uint32_t)));
-      const uint32_t place = place_of(column, rotation, static_cast<uint32_t>(width));
-      const uint64_t param = first + place;
-      const uint64_t at = param - problem.grad.param_offset;  // huge before the tensor
-      flips[u] = 0;
+      const auto found = device::load_shared<SjltChunk>(
+          shared.chunks + (chunk + u) * static_cast<int>(sizeof(SjltChunk)));
+      const bool wrapped = own >= found.left;
+      bool exists = true;
+      if constexpr (!kWhole) {
+        const SjltRun run =
+            locate_run(problem, tile, chunk + u, shared.rotation(chunk + u), wrapped);
+        const uint64_t param = run.first + (wrapped ? own - found.left : own);
+        exists = param - problem.grad.param_offset < static_cast<uint64_t>(problem.grad.params);
+      }
+      signs[u] = 1.0f;
 #pragma unroll
       for (int row = 0; row < kRows; ++row) values[u][row] = 0.0f;
-      if (kWhole || at < params) {
-        const bool wrapped = tile.column < rotation && rotation <= column;
-        const uint64_t start =
-            wrapped ? first : first + place_of(tile.column, rotation, static_cast<uint32_t>(width));
-        const auto slot = static_cast<uint32_t>(param >> kSjltSignLog2) -
-                          static_cast<uint32_t>(start >> kSjltSignLog2) +
-                          (wrapped ? kSjltSegmentBlocks : 0u);
-        const auto bit = static_cast<uint32_t>(param);
+      if (exists) {
+        const uint32_t bit = own + (wrapped ? found.bits[1] : found.bits[0]);
         const auto word = device::load_shared<uint32_t>(
-            words + ((own * kSjltBlocks + slot) * sizeof(Words4) + (bit >> 5 & 3u) * 4u));
-        flips[u] = ~(word << (31u - (bit & 31u))) & 0x80000000u;
-        const char* const source = data + static_cast<int64_t>(at) * problem.param_bytes;
+            shared.signs + (chunk + u) * (kSjltBlocks * static_cast<int>(sizeof(Words4))) +
+            (bit >> 5) * static_cast<uint32_t>(sizeof(uint32_t)));
+        signs[u] = law_from_bits((~(word << (31u - (bit & 31u))) & 0x80000000u) | 0x3F800000u);
+        const int64_t bytes = wrapped ? found.bytes - wrap_bytes : found.bytes;
 #pragma unroll
         for (int row = 0; row < kRows; ++row) {
-          values[u][row] = load_as<kDType>(source + row_bytes[row]);
+          values[u][row] = load_as<kDType>(sources[row] + bytes);
         }
       }
-      first += width;
     }
+    // A product by 1 or -1 is exact, so a multiply-add is the addition of a signed number.
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
-        sums[row] += law_from_bits(law_bits(values[u][row]) ^ flips[u]);
+        sums[row] = law_fma(values[u][row], signs[u], sums[row]);
       }
     }
   }
@@ -207,24 +244,21 @@ sjlt_sum_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltSumProblem problem) {
   const SjltTile tile =
       locate_sjlt_tile(problem, index / problem.tiles / problem.row_groups, index % problem.tiles);
   const int lane = device::thread_index() % problem.tile_columns;
-  const int groups = kSjltThreads / problem.tile_columns;
-  constexpr int kWordsBytes = kSjltRadix * kSjltBlocks * static_cast<int>(sizeof(Words4));
-  constexpr int kRotationsBytes = kSjltRadix * static_cast<int>(sizeof(uint32_t));
-  char* const words = device::shared_memory() + tile.group * kWordsBytes;
-  char* const rotations =
-      device::shared_memory() + groups * kWordsBytes + tile.group * kRotationsBytes;
-  make_rotations(problem, tile, lane, rotations);
+  char* const own = device::shared_memory() + tile.group * kSjltGroupBytes;
+  const SjltShared shared = {own, own + kSjltSignBytes, own + kSjltSignBytes + kSjltRotationBytes};
+  make_rotations(problem, tile, lane, shared);
   device::block_barrier();
-  make_signs(problem, tile, lane, rotations, words);
+  make_chunks(problem, tile, lane, shared);
   device::block_barrier();
   if (!tile.exists || static_cast<uint32_t>(lane) >= tile.columns) return;
 
   const int64_t first_row = row_group * kRows;
-  int64_t row_bytes[kRows];  // rows past the last are the last again, and not stored
+  const char* sources[kRows];  // rows past the last are the last again, and not stored
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    const int64_t own = first_row + row < problem.rows ? first_row + row : problem.rows - 1;
-    row_bytes[row] = own * problem.row_bytes;
+    const int64_t read = first_row + row < problem.rows ? first_row + row : problem.rows - 1;
+    sources[row] = static_cast<const char*>(problem.grad.data) +
+                   (problem.first_row + read) * problem.row_bytes + lane * problem.param_bytes;
   }
   const uint32_t column = tile.column + static_cast<uint32_t>(lane);
   float* const target =
@@ -245,9 +279,9 @@ sjlt_sum_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltSumProblem problem) {
   const uint64_t end = begin + (problem.law.width << kSjltRadixLog2);
   if (begin >= problem.grad.param_offset &&
       end - problem.grad.param_offset <= static_cast<uint64_t>(problem.grad.params)) {
-    add_chunks<kDType, kRows, true>(problem, tile, column, rotations, words, row_bytes, sums);
+    add_chunks<kDType, kRows, true>(problem, tile, lane, shared, sources, sums);
   } else {
-    add_chunks<kDType, kRows, false>(problem, tile, column, rotations, words, row_bytes, sums);
+    add_chunks<kDType, kRows, false>(problem, tile, lane, shared, sources, sums);
   }
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {

@@ -43,6 +43,12 @@ TRAK_EXT_LAW uint64_t sjlt_rotation(uint32_t word, uint64_t width) {
   return (uint64_t{word} * width) >> 32;
 }
 
+// A word by its number, without an array that a device would keep in memory.
+TRAK_EXT_LAW uint32_t sjlt_word(const PhiloxWords& words, uint32_t index) {
+  return index < 2 ? (index == 0 ? words.word[0] : words.word[1])
+                   : (index == 2 ? words.word[2] : words.word[3]);
+}
+
 // Where a parameter goes in a repetition, and whether with a plus: for the matrix; sums share their
 // words.
 struct SjltEntry {
@@ -53,10 +59,11 @@ TRAK_EXT_LAW SjltEntry sjlt_entry(const SjltLaw& law, uint32_t repetition, uint6
   const uint64_t chunk = param / law.width;
   const PhiloxWords rotations = sjlt_rotation_words(law, repetition, chunk >> kSjltRotationLog2);
   const PhiloxWords signs = sjlt_sign_words(law, repetition, param >> kSjltSignLog2);
-  const uint64_t column = param % law.width + sjlt_rotation(rotations.word[chunk & 3u], law.width);
+  const uint64_t column =
+      param % law.width + sjlt_rotation(sjlt_word(rotations, chunk & 3u), law.width);
   const uint32_t bit = static_cast<uint32_t>(param) & 127u;
   return {column < law.width ? column : column - law.width,
-          ((signs.word[bit >> 5] >> (bit & 31u)) & 1u) != 0};
+          ((sjlt_word(signs, bit >> 5) >> (bit & 31u)) & 1u) != 0};
 }
 
 }  // namespace trak_ext
