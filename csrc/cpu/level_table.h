@@ -27,6 +27,7 @@ extern const KernelTable TRAK_EXT_LEVEL_TABLE = {
     kTileColumns,
     sizeof(EntryTile),
     fill_matrix_columns,
+    sizeof(SjltScratch),
     sum_sjlt_node,
     {kMicroColumns<float>, pack_targets<float>, score_block<float>},
     {kMicroColumns<double>, pack_targets<double>, score_block<double>},

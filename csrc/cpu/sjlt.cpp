@@ -31,9 +31,6 @@ class DefaultArithmetic {
 // Below this many additions a thread costs more to start than it saves.
 constexpr double kWorkPerThread = 1 << 18;
 
-// A panel's columns and rows: its signs, 64 chunks of them, stay in the caches while its rows pass,
-// and so does a row of its sums.
-constexpr int64_t kPanelColumns = 4096;
 constexpr int64_t kPanelColumnsLeast = 512;
 constexpr int64_t kPanelRows = 64;
 constexpr int64_t kPanelRowsLeast = 8;
@@ -64,7 +61,7 @@ int64_t divide_evenly(int64_t total, int64_t most) {
 Panels plan_panels(const SjltProblem& problem, int threads) {
   const auto width = static_cast<int64_t>(problem.law.width);
   Panels panels = {};
-  int64_t columns = std::min(width, kPanelColumns), rows = std::min(problem.rows, kPanelRows);
+  int64_t columns = std::min(width, kSjltPanelColumns), rows = std::min(problem.rows, kPanelRows);
   // Cut further, columns first, where that gives every thread a panel.
   auto count = [&] {
     return ceil_div(width, columns) * problem.law.repetitions * ceil_div(problem.rows, rows);
@@ -119,9 +116,10 @@ void add_features(const SjltProblem& problem, const SjltPanel& panel, const floa
   const OutputView& out = problem.out;
   const int64_t first = static_cast<int64_t>(panel.repetition * problem.law.width);
   for (int64_t row = panel.row_begin; row < panel.row_end; ++row) {
-    for (int64_t j = panel.column_begin; j < panel.column_end; ++j) {
+    const float* own = sums + (row - panel.row_begin) * sjlt_pitch(panel);
+    for (int64_t j = panel.column_begin; j < panel.column_end; ++j, ++own) {
       float* target = out.data + row * out.row_stride + (first + j) * out.column_stride;
-      const float feature = *sums++ * scale;
+      const float feature = *own * scale;
       const float value = *target + feature;
       if (value == value) {
         *target = value;
@@ -134,7 +132,13 @@ void add_features(const SjltProblem& problem, const SjltPanel& panel, const floa
 }
 
 int64_t size_of(const SjltPanel& panel) {
-  return (panel.row_end - panel.row_begin) * (panel.column_end - panel.column_begin);
+  return (panel.row_end - panel.row_begin) * sjlt_pitch(panel);
+}
+
+std::vector<AlignedBuffer> allocate_for(int threads, int64_t bytes) {
+  std::vector<AlignedBuffer> buffers;
+  for (int i = 0; i < threads; ++i) buffers.push_back(allocate_aligned(bytes));
+  return buffers;
 }
 
 // A panel a task, all nodes each.
@@ -142,15 +146,15 @@ void project_by_panels(const SjltProblem& problem, const SjltNodes& nodes, const
                        int threads) {
   const auto sum_node = kernels().sum_sjlt_node;
   const int64_t bytes = panels.rows * panels.columns * static_cast<int64_t>(sizeof(float));
-  std::vector<AlignedBuffer> buffers;
-  for (int i = 0; i < threads; ++i) buffers.push_back(allocate_aligned(bytes));
+  const auto buffers = allocate_for(threads, bytes);
+  const auto scratch = allocate_for(threads, kernels().sjlt_scratch_bytes);
   parallel_for(panels.count, threads, [&](int thread, int64_t task) {
     const DefaultArithmetic arithmetic;
     const SjltPanel panel = panels.at(problem, task);
     auto* sums = static_cast<float*>(buffers[static_cast<size_t>(thread)].get());
     Tree tree(nodes, size_of(panel));
     for (uint64_t node = nodes.first;; ++node) {
-      sum_node(problem, node, panel, sums);
+      sum_node(problem, node, panel, scratch[static_cast<size_t>(thread)].get(), sums);
       tree.add(node, sums);
       if (node == nodes.last) break;
     }
@@ -163,6 +167,7 @@ void project_by_nodes(const SjltProblem& problem, const SjltNodes& nodes, const 
                       int threads) {
   const auto sum_node = kernels().sum_sjlt_node;
   const DefaultArithmetic arithmetic;
+  const auto scratch = allocate_for(threads, kernels().sjlt_scratch_bytes);
   for (int64_t index = 0; index < panels.count; ++index) {
     const SjltPanel panel = panels.at(problem, index);
     const int64_t size = size_of(panel);
@@ -175,9 +180,10 @@ void project_by_nodes(const SjltProblem& problem, const SjltNodes& nodes, const 
     for (uint64_t first = nodes.first; first <= nodes.last; first += window) {
       const uint64_t left = nodes.last - first + 1;
       const auto count = static_cast<int64_t>(std::min(window, left));
-      parallel_for(count, threads, [&](int, int64_t task) {
+      parallel_for(count, threads, [&](int thread, int64_t task) {
         const DefaultArithmetic arithmetic_here;
-        sum_node(problem, first + static_cast<uint64_t>(task), panel, sums + task * size);
+        sum_node(problem, first + static_cast<uint64_t>(task), panel,
+                 scratch[static_cast<size_t>(thread)].get(), sums + task * size);
       });
       for (int64_t i = 0; i < count; ++i)
         tree.add(first + static_cast<uint64_t>(i), sums + i * size);

@@ -20,4 +20,13 @@ struct SjltPanel {
   int64_t column_end;
 };
 
+// A panel's columns at most: its signs and a row of its sums stay in the caches while its rows
+// pass.
+constexpr int64_t kSjltPanelColumns = 4096;
+
+// From one row of a panel's sums to the next: whole vectors of any level.
+constexpr int64_t sjlt_pitch(const SjltPanel& panel) {
+  return (panel.column_end - panel.column_begin + 15) / 16 * 16;
+}
+
 }  // namespace trak_ext
