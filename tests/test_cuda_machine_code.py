@@ -144,8 +144,8 @@ def sparse_loops(kernel):
 
 
 def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(kernels):
-    # While the memory of an H200 brings 32 elements of fp32 to a multiprocessor, its schedulers have
-    # some 25 issue slots.
+    # While the memory of an H200 brings 32 elements of fp32 to a multiprocessor, its schedulers
+    # have some 25 issue slots.
     slots = {"8": 7.5, "4": 10.0, "2": 17.0, "1": 28.0}
     found = [kernel for kernel in kernels if "sjlt_sum_kernel" in kernel.name]
     if not found:

@@ -25,7 +25,8 @@ def _law_arguments(kind: Any, seed: Any, model_id: Any) -> tuple[str, int, int, 
     return kind, seed & 0xFFFFFFFF, seed >> 32, model_id
 
 
-def _check_nnz(nnz: Any, kind: str, proj_dim: int) -> int:
+def check_nnz(nnz: Any, kind: str, proj_dim: int) -> int:
+    """Return `nnz` as an int, checked for its kind and number of columns."""
     nnz = _check.integer("nnz", nnz, 1, MAX_PROJ_DIM)
     ops.check_nnz(nnz, kind, proj_dim)
     return nnz
@@ -137,7 +138,7 @@ def project(
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
-    nnz = _check_nnz(nnz, kind, proj_dim)
+    nnz = check_nnz(nnz, kind, proj_dim)
     _check.choice("precision", precision, ops.PRECISIONS)
     tensors = _gradient_list(grads)
     params = sum(tensor.shape[1] for tensor in tensors)
@@ -169,7 +170,7 @@ def projection_matrix(
     num_params = _check.integer("num_params", num_params, 0, MAX_PARAMS)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
-    nnz = _check_nnz(nnz, name, proj_dim)
+    nnz = check_nnz(nnz, name, proj_dim)
     matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
     _check.on_device_with_kernels("device", matrix)
     if name == "sjlt":
@@ -209,7 +210,7 @@ class Projector:
         self.kind = _check.choice("kind", kind, ops.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
         self.precision = _check.choice("precision", precision, ops.PRECISIONS)
-        self.nnz = _check_nnz(nnz, self.kind, self.proj_dim)
+        self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
         """Return the features fp32 [B, proj_dim] of gradients with grad_dim parameters a sample."""

@@ -179,7 +179,7 @@ TRAK_EXT_INLINE const GradientView* tensor_of(const SjltProblem& problem, uint64
 }
 
 // Chunks of at least this many columns are read where they lie.
-constexpr uint64_t kSjltDirectWidth = 512;
+constexpr uint64_t kSjltDirectWidth = 128;
 
 TRAK_EXT_INLINE void sum_wide_node(const SjltProblem& problem, uint64_t node,
                                    const SjltPanel& panel, int64_t pitch, SjltScratch& scratch,
