@@ -594,17 +594,19 @@ def test_blocks_of_the_sparse_kind_see_every_parameter():
 
 
 def test_stores_of_the_sparse_kind_say_their_nnz_and_others_say_nothing(tmp_path):
-    attributor(mlp(), store=tmp_path / "dense").fit([vectors(9)])
+    model = mlp()
+    attributor(model, store=tmp_path / "dense").fit([vectors(9)])
     assert "nnz" not in json.loads((tmp_path / "dense" / "manifest.json").read_text())
-    attributor(mlp(), kind="sjlt", nnz=2, store=tmp_path / "sparse").fit([vectors(9)])
+    sparse = {"kind": "sjlt", "store": tmp_path / "sparse"}
+    attributor(model, nnz=2, **sparse).fit([vectors(9)])
     assert json.loads((tmp_path / "sparse" / "manifest.json").read_text())["nnz"] == 2
-    attributor(mlp(), kind="sjlt", nnz=2, store=tmp_path / "sparse").attribute([vectors(2)])
+    attributor(model, nnz=2, **sparse).attribute([vectors(2)])
     with pytest.raises(trak_ext.StoreError, match="nnz"):
-        attributor(mlp(), kind="sjlt", nnz=4, store=tmp_path / "sparse").attribute([vectors(2)])
+        attributor(model, nnz=4, **sparse).attribute([vectors(2)])
     with pytest.raises(ValueError, match=f"nnz: expected a positive divisor .* {PROJ_DIM}"):
-        attributor(mlp(), kind="sjlt", nnz=3)
+        attributor(model, kind="sjlt", nnz=3)
     with pytest.raises(ValueError, match="nnz: expected 1 with kind 'rademacher'"):
-        attributor(mlp(), nnz=2)
+        attributor(model, nnz=2)
 
 
 def test_the_manifest_says_what_made_the_store(tmp_path):
