@@ -14,6 +14,7 @@ import argparse
 import functools
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def milliseconds(call: Callable[[], object], repeats: int) -> list[float]:
 def check(dtype: torch.dtype, nnz: int) -> None:
     """Compare a small projection's bits with the CPU's."""
     grads = (torch.randn(9, 1_000_003) * 10 ** (torch.rand(9, 1_000_003) * 6 - 3)).to(dtype)
-    law = {"kind": "sjlt", "nnz": nnz, "param_offset": 77}
+    law: dict[str, Any] = {"kind": "sjlt", "nnz": nnz, "param_offset": 77}
     on_cpu = trak_ext.project(grads, 2048, **law)
     on_cuda = trak_ext.project(grads.cuda(), 2048, **law)
     assert torch.equal(on_cuda.cpu().view(torch.int32), on_cpu.view(torch.int32)), dtype

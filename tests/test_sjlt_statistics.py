@@ -96,7 +96,7 @@ def test_norms_and_inner_products_are_unbiased_and_vary_as_with_independent_sign
 def test_a_few_spikes_have_a_heavier_tail_that_nnz_shortens():
     # csrc/law.md: some two of ten spikes meet in a column with probability about 45 / k', and then
     # the squared norm is off by a fifth at least; in a chunk of k' parameters none meet at all.
-    grads, found = estimates("spikes", 1)
+    _, found = estimates("spikes", 1)
     errors = ((found[:, 0] - 10) / 10).abs()
     nowhere = float((errors < 1e-5).double().mean())
     met = float((errors > 0.19).double().mean())
