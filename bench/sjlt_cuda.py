@@ -23,12 +23,17 @@ import trak_ext
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> list[float]:
-    """Return the device's time of each call, after two that are not counted."""
+    """Return the device's time of each call, after two that are not counted.
+
+    The device is kept waiting until the call has been queued whole, so that the time it takes to
+    come through Python, a few tenths of a millisecond, is not measured.
+    """
     call()
     call()
     times = []
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(5_000_000)
         begin.record()
         call()
         end.record()
