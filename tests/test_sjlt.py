@@ -54,6 +54,18 @@ def test_narrow_outputs(proj_dim):
     )
 
 
+@pytest.mark.parametrize("proj_dim", [128, 144, 257, 4096, 4097, 8200, 13000])
+def test_chunks_that_are_read_where_they_lie(proj_dim):
+    # Two whole groups of eight chunks and pieces before and after; several panels of columns.
+    grads = wild(3, 25 * proj_dim + 5)
+    law = {"seed": 6, "param_offset": 47 * proj_dim - 3}
+    assert same_bits(project(grads, proj_dim, **law), expected(grads, proj_dim, **law))
+    wide = torch.full((3, 26 * proj_dim), 7.0)
+    wide[:, 11 : 11 + grads.shape[1]] = grads
+    view = wide[:, 11 : 11 + grads.shape[1]]
+    assert same_bits(project(view, proj_dim, **law), expected(grads, proj_dim, **law))
+
+
 @pytest.mark.parametrize(
     "param_offset", [0, 1, 77, 64 * 30 - 1, 2**32 * 128 - 3, 2**40 + 13, 2**62, 2**63 - 5001]
 )
