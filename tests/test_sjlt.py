@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 import torch
@@ -229,3 +232,23 @@ def test_a_parameter_counts_from_the_matrix_not_the_call():
     whole = np.asarray(trak_ext.projection_matrix(9000, 64, kind="sjlt"))
     later = np.asarray(trak_ext.projection_matrix(50, 64, kind="sjlt", param_offset=3100))
     assert np.array_equal(whole[3100:3150], later)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="needs mmap as POSIX has it")
+@pytest.mark.parametrize("proj_dim", [1, 48, 100, 130, 1000, 5000])
+def test_nothing_is_read_outside_the_gradients(proj_dim):
+    # Between two pages that may not be touched: the end at the one, or the beginning at the other.
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
+    num_params = 17 * proj_dim + 3
+    pages = (4 * num_params + page - 1) // page
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (start, start + (pages + 1) * page):
+        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    for offset in (page, (pages + 1) * page - 4 * num_params):
+        grads = torch.frombuffer(memory, dtype=torch.float32, count=num_params, offset=offset)
+        grads.copy_(torch.randn(num_params))
+        assert same_bits(project(grads[None], proj_dim), expected(grads[None], proj_dim))
+    for guard in (start, start + (pages + 1) * page):
+        libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 3)
