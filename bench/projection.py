@@ -4,6 +4,8 @@
                                [--threads 1] [--json FILE]
     python bench/projection.py --device cuda [--json FILE]        (see projection_cuda.py)
 
+"trak_ext sjlt" and scikit-learn's sparse one do not multiply: their bar is "gradients read once".
+dattri's sparse projection runs on CUDA devices alone.
 An effective multiply-add is 2 operations: rate = 2 B P k / seconds. "torch matmul" and "numpy
 matmul" get the matrix for nothing, in memory; everything else has to make it. Peers come with
 `pip install trak-ext[bench]` (dattri with --no-deps will do) and are left out, with a word, where
@@ -29,7 +31,9 @@ WAYS: dict[str, dict[str, str]] = {
     "trak_ext rademacher": {"kind": "rademacher"},
     "trak_ext rademacher, medium": {"kind": "rademacher", "precision": "medium"},
     "trak_ext normal": {"kind": "normal"},
+    "trak_ext sjlt": {"kind": "sjlt"},
 }
+DENSE_WORK = 2**41  # more multiply-adds than that are left out
 
 
 def peers(grads: torch.Tensor, proj_dim: int) -> dict[str, Callable[[], object]]:
@@ -65,6 +69,15 @@ def peers(grads: torch.Tensor, proj_dim: int) -> dict[str, Callable[[], object]]
         found["dattri BasicProjector"] = lambda: other.project(grads, ensemble_id=0)
     except ImportError as error:
         print(f"dattri is left out: {error}")
+    try:
+        from sklearn.random_projection import SparseRandomProjection
+
+        # About one entry a row, as many as nnz = 1 has; the matrix is made once, before the clock.
+        sparse = SparseRandomProjection(proj_dim, density=1 / proj_dim, random_state=0)
+        sparse.fit(grads[:1].numpy())
+        found["scikit-learn sparse, matrix given"] = lambda: sparse.transform(grads.numpy())
+    except ImportError as error:
+        print(f"scikit-learn is left out: {error}")
     if params * proj_dim <= 2**28:  # it holds the matrix in fp64
         from sklearn.random_projection import GaussianRandomProjection
 
@@ -82,6 +95,7 @@ def contenders(
     found: dict[str, Callable[[], object]] = {
         name: functools.partial(trak_ext.project, grads, proj_dim, **way)
         for name, way in WAYS.items()
+        if "sjlt" in name or grads.numel() * proj_dim <= DENSE_WORK
     }
     if matrix is not None:
         found["torch matmul, matrix given"] = functools.partial(torch.matmul, grads, matrix)
@@ -134,11 +148,14 @@ def main() -> None:
             check(grads, proj_dim)
             calls = contenders(grads, proj_dim, matrix, not options.no_peers)
             peaks: list[float] = []
+            values = grads.numpy().ravel()
+            calls["gradients read once"] = functools.partial(ceilings.read, values)
             calls["peak"] = lambda peaks=peaks: peaks.append(ceilings.multiply_add())
             seconds = measure.alternate(calls, options.repeats)
             del seconds["peak"]
             peak = statistics.median(peaks)
-            ours = seconds["trak_ext rademacher"]
+            ours = seconds.get("trak_ext rademacher", seconds["trak_ext sjlt"])
+            once = seconds["gradients read once"]
             for name, times in seconds.items():
                 median = statistics.median(times)
                 fraction = 2.0 * batch * params * proj_dim / median / peak
@@ -151,6 +168,7 @@ def main() -> None:
                         f"{1e3 * median:.1f}",
                         f"{fraction:.3f}",
                         f"{measure.median_ratio(times, ours):.2f}",
+                        f"{measure.median_ratio(times, once):.2f}",
                     ]
                 )
                 records.append(
@@ -167,7 +185,7 @@ def main() -> None:
     measure.print_table(
         f"{measure.machine_name()}, {options.threads} thread(s), level {level}, fp32; "
         f"peak of one core {peak / 1e9:.0f} GFLOP/s",
-        ["projector", "P", "k", "B", "ms", "of peak", "time / ours"],
+        ["projector", "P", "k", "B", "ms", "of peak", "time / ours", "time / read"],
         table,
     )
     settings = {"level": level, "threads": options.threads}

@@ -10,11 +10,13 @@
 #include "cpu/kernel_table.h"
 #include "cpu/projection.h"
 #include "cpu/scoring.h"
+#include "cpu/sjlt.h"
 #include "law/version.h"
 #if defined(TRAK_EXT_CUDA)
 #include "cuda/build.h"
 #include "cuda/projection.h"
 #include "cuda/scoring.h"
+#include "cuda/sjlt.h"
 #endif
 
 namespace py = pybind11;
@@ -68,6 +70,34 @@ void bind_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t 
               at<float>(out), num_threads);
 }
 
+// (columns of a repetition, repetitions, seed's low and high word, model)
+using SjltTuple = std::tuple<uint64_t, int64_t, uint32_t, uint32_t, uint32_t>;
+SjltLaw make_sjlt_law(const SjltTuple& law) {
+  const auto& [width, repetitions, seed_low, seed_high, model_id] = law;
+  return {seed_low, seed_high, model_id, width, repetitions};
+}
+
+SjltProblem make_sjlt_problem(const SjltTuple& law, const std::vector<GradientView>& views,
+                              int64_t rows, const OutputView& out) {
+  return {make_sjlt_law(law), views.data(), static_cast<int64_t>(views.size()), rows, out};
+}
+
+void bind_project_sjlt(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
+                       int64_t out_row_stride, int64_t out_column_stride, const SjltTuple& law,
+                       int num_threads) {
+  const std::vector<GradientView> views = make_views(grads);
+  py::gil_scoped_release release;
+  project_sjlt(
+      make_sjlt_problem(law, views, rows, {at<float>(out), out_row_stride, out_column_stride}),
+      num_threads);
+}
+
+void bind_fill_sjlt_matrix(const SjltTuple& law, uint64_t param_offset, int64_t params,
+                           uintptr_t out, int num_threads) {
+  py::gil_scoped_release release;
+  fill_sjlt_matrix(make_sjlt_law(law), param_offset, params, at<float>(out), num_threads);
+}
+
 // A scoring problem with the storage its pointers need.
 template <class T>
 struct OwnedScoringProblem {
@@ -117,6 +147,29 @@ bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_
 }
 
 #if defined(TRAK_EXT_CUDA)
+int64_t bind_cuda_sjlt_workspace_bytes(const std::vector<GradientTuple>& grads, int64_t rows,
+                                       const SjltTuple& law, int64_t limit) {
+  const std::vector<GradientView> views = make_views(grads);
+  return cuda_sjlt_workspace_bytes(make_sjlt_problem(law, views, rows, {}), limit);
+}
+
+void bind_cuda_project_sjlt(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
+                            int64_t out_row_stride, int64_t out_column_stride, const SjltTuple& law,
+                            uintptr_t workspace, int64_t workspace_bytes, int device,
+                            uintptr_t stream) {
+  const std::vector<GradientView> views = make_views(grads);
+  py::gil_scoped_release release;
+  cuda_project_sjlt(
+      make_sjlt_problem(law, views, rows, {at<float>(out), out_row_stride, out_column_stride}),
+      at<float>(workspace), workspace_bytes, {device, stream});
+}
+
+void bind_cuda_fill_sjlt_matrix(const SjltTuple& law, uint64_t param_offset, int64_t params,
+                                uintptr_t out, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  cuda_fill_sjlt_matrix(make_sjlt_law(law), param_offset, params, at<float>(out), {device, stream});
+}
+
 int64_t bind_cuda_workspace_bytes(const std::vector<GradientTuple>& grads, int64_t rows,
                                   int64_t proj_dim, int passes, int64_t limit) {
   const std::vector<GradientView> views = make_views(grads);
@@ -277,6 +330,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of trak_ext; use the functions of the trak_ext package instead.";
   m.def("project", &trak_ext::bind_project);
   m.def("fill_matrix", &trak_ext::bind_fill_matrix);
+  m.def("project_sjlt", &trak_ext::bind_project_sjlt);
+  m.def("fill_sjlt_matrix", &trak_ext::bind_fill_sjlt_matrix);
   m.def("score_float", &trak_ext::bind_score<float>);
   m.def("score_double", &trak_ext::bind_score<double>);
   m.def("top_k_float", &trak_ext::bind_top_k<float>);
@@ -291,6 +346,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_workspace_bytes", &trak_ext::bind_cuda_workspace_bytes);
   m.def("cuda_project", &trak_ext::bind_cuda_project);
   m.def("cuda_fill_matrix", &trak_ext::bind_cuda_fill_matrix);
+  m.def("cuda_sjlt_workspace_bytes", &trak_ext::bind_cuda_sjlt_workspace_bytes);
+  m.def("cuda_project_sjlt", &trak_ext::bind_cuda_project_sjlt);
+  m.def("cuda_fill_sjlt_matrix", &trak_ext::bind_cuda_fill_sjlt_matrix);
   m.def("cuda_projection_path", &trak_ext::cuda_projection_path);
   m.def("cuda_kernels", &trak_ext::bind_cuda_kernels);
   m.def("cuda_scoring_workspace_bytes_float", &trak_ext::bind_cuda_scoring_workspace_bytes<float>);

@@ -127,7 +127,7 @@ def by_hand(task, model, sample):
 
 
 def brute_force(task, model, states, train, test, *, damping=1.0, kind="rademacher", seed=0,
-                names=None):  # fmt: skip
+                names=None, nnz=1):  # fmt: skip
     """Scores [n, t] in fp64, and the training features [M, n, k]."""
 
     def features(state, m, data):
@@ -142,7 +142,7 @@ def brute_force(task, model, states, train, test, *, damping=1.0, kind="rademach
             weights.append(float(q.detach()))
         matrix = reference.projection_matrix(
             sum(parameter.numel() for parameter in chosen), PROJ_DIM, kind=kind, seed=seed,
-            model_id=m,
+            model_id=m, nnz=nnz,
         )  # fmt: skip
         return torch.stack(rows).numpy() @ matrix.astype(np.float64), weights
 
@@ -177,8 +177,12 @@ def small_shards(monkeypatch):
 @pytest.mark.parametrize("task", CASES)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"kind": "normal", "seed": 2**64 - 1, "damping": 0.1}],
-    ids=["defaults", "options"],
+    [
+        {},
+        {"kind": "normal", "seed": 2**64 - 1, "damping": 0.1},
+        {"kind": "sjlt", "nnz": 2, "seed": 3},
+    ],
+    ids=["defaults", "options", "sparse"],
 )
 def test_equals_brute_force(task, options):
     model, make = CASES[task][0](), CASES[task][1]
@@ -572,6 +576,37 @@ def test_progress_goes_to_stderr_and_can_be_silent(capsys):
         assert captured.out == ""
         assert ("fit" in captured.err and "9 samples" in captured.err) == progress
         assert ("targets" in captured.err) == progress
+
+
+def test_blocks_of_the_sparse_kind_see_every_parameter():
+    # Each block is a projection of nnz repetitions of its own.
+    made = attributor(mlp(), kind="sjlt", nnz=2, blocks=3)
+    rows, width = [], 3 * PROJ_DIM
+    made.fit([vectors(9)])
+    features = made._store.read(0, 0).features
+    assert features.shape == (9, width)
+    params = sum(parameter.numel() for parameter in mlp().parameters())
+    matrix = trak_ext.projection_matrix(params, width, kind="sjlt", nnz=6)
+    for block in matrix.split(PROJ_DIM, 1):
+        assert ((block != 0).sum(1) == 2).all()
+        rows.append(block.abs().max().item() ** 2)
+    assert rows == pytest.approx([PROJ_DIM / 2] * 3)
+
+
+def test_stores_of_the_sparse_kind_say_their_nnz_and_others_say_nothing(tmp_path):
+    model = mlp()
+    attributor(model, store=tmp_path / "dense").fit([vectors(9)])
+    assert "nnz" not in json.loads((tmp_path / "dense" / "manifest.json").read_text())
+    sparse = {"kind": "sjlt", "store": tmp_path / "sparse"}
+    attributor(model, nnz=2, **sparse).fit([vectors(9)])
+    assert json.loads((tmp_path / "sparse" / "manifest.json").read_text())["nnz"] == 2
+    attributor(model, nnz=2, **sparse).attribute([vectors(2)])
+    with pytest.raises(trak_ext.StoreError, match="nnz"):
+        attributor(model, nnz=4, **sparse).attribute([vectors(2)])
+    with pytest.raises(ValueError, match=f"nnz: expected a positive divisor .* {PROJ_DIM}"):
+        attributor(model, kind="sjlt", nnz=7)
+    with pytest.raises(ValueError, match="nnz: expected 1 with kind 'rademacher'"):
+        attributor(model, nnz=2)
 
 
 def test_the_manifest_says_what_made_the_store(tmp_path):

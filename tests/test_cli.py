@@ -40,6 +40,14 @@ def test_errors_are_one_sentence_on_stderr(capsys, tmp_path):
     assert captured.err.count("\n") == 1
 
 
+def test_the_demo_takes_a_kind_of_projection(capsys, tmp_path):
+    arguments = ["demo", "--out", str(tmp_path), "--quiet", "--kind", "sjlt", "--nnz", "3"]
+    assert cli.main(arguments) == 1  # 3 does not divide the default's 2048
+    assert "nnz: expected a positive divisor of proj_dim = 2048" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--out", str(tmp_path), "--kind", "dense"])
+
+
 def test_unknown_commands_are_refused():
     with pytest.raises(SystemExit) as stop:
         cli.main(["attribute"])

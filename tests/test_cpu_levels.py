@@ -30,6 +30,15 @@ for kind in ("rademacher", "normal"):
     results[f"reals {kind}"] = trak_ext.project(grads, 50, kind=kind).numpy()
     alone = torch.cat([trak_ext.project(row[None], 50, kind=kind) for row in grads])
     assert np.array_equal(alone.numpy(), results[f"reals {kind}"])
+for proj_dim in (1, 6, 36, 258, 1026, 9000):
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        spread = torch.rand(3, 30001, generator=generator) * 8 - 4
+        grads = torch.randn(3, 30001, generator=generator) * 10**spread
+        grads[1, 777], grads[2, 778] = torch.inf, torch.nan
+        law = dict(kind="sjlt", seed=3, param_offset=4095)
+        for nnz in (1, proj_dim // 3 or 1):
+            got = trak_ext.project(grads.to(dtype), proj_dim, nnz=nnz, **law)
+            results[f"sparse {proj_dim} {nnz} {dtype}"] = got.numpy().view("<u4")
 halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)[:, None]
 results["every fp16"] = trak_ext.project(halves, 1).numpy()
 for dtype in (torch.float64, torch.float32):
@@ -75,10 +84,20 @@ def test_integer_sums_agree_to_the_bit(results):
                 assert np.array_equal(value, baseline[name]), name
 
 
+def test_sparse_features_agree_to_the_bit(results):
+    names = [name for name in results["baseline"] if name.startswith("sparse")]
+    assert len(names) == 44
+    for found in results.values():
+        for name in names:
+            assert np.array_equal(found[name], results["baseline"][name]), name
+
+
 def test_real_sums_agree_to_tolerance(results):
     baseline = results["baseline"]
     for found in results.values():
         for name, value in found.items():
+            if name.startswith("sparse"):
+                continue
             scale = np.nanmax(np.abs(baseline[name]), initial=1, where=np.isfinite(baseline[name]))
             np.testing.assert_allclose(value, baseline[name], rtol=0, atol=2e-6 * scale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -163,3 +164,33 @@ def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(re
         # checkpoint are counted as if they were always taken.
         if targets == 128 and PRODUCTS[dtype, parts] >= 3:
             assert len(min(loops, key=len)) <= products * targets / 2, kernel.label
+
+
+def sparse_loops(kernel):
+    """Return the loops of a kernel that read global memory, the one of whole nodes first."""
+    loops = []
+    for address, text in kernel.code:
+        target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            inside = [t for a, t in kernel.code if int(target[1], 16) <= a <= address]
+            loops.append([t for t in inside if "BRA" not in t])
+    return sorted(loops, key=lambda loop: -sum("LDG" in text for text in loop))
+
+
+def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(kernels):
+    # While the memory of an H200 brings 32 elements of fp32 to a multiprocessor, its schedulers
+    # have some 25 issue slots.
+    slots = {"8": 7.5, "4": 10.0, "2": 17.0, "1": 28.0}
+    found = [kernel for kernel in kernels if "sjlt_sum_kernel" in kernel.name]
+    if not found:
+        pytest.skip("no sparse kernels")
+    assert len({kernel.name for kernel in found}) == 16
+    for kernel in found:
+        dtype, rows = re.search(r"DTypeE(\d)ELi(\d)E", kernel.name).groups()
+        loop = sparse_loops(kernel)[0]
+        loads = sum("LDG" in text for text in loop)
+        assert loads == (32 if rows == "8" and dtype != "0" else 16), kernel.name
+        # An fp32 or converted element: a load and an addition or multiply-add of one rounding.
+        assert sum("FFMA" in text for text in loop) == loads, kernel.name
+        if dtype == "1" and kernel.arch >= 80:
+            assert len(loop) / loads <= slots[rows], (kernel.name, len(loop) / loads)

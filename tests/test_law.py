@@ -17,6 +17,9 @@ from trak_ext import _C, normal_table, reference
 VECTORS = json.loads(
     (Path(__file__).parent / "vectors" / f"law_v{_C.law_version()}.json").read_text()
 )
+SJLT_FEATURES = json.loads(
+    (Path(__file__).parent / "vectors" / f"sjlt_features_v{_C.law_version()}.json").read_text()
+)
 LAW_SOURCES = Path(__file__).parent.parent / "csrc" / "law"
 
 
@@ -28,6 +31,27 @@ def test_golden_digests(vector, make):
     assert matrix[0, :6].tolist() == vector["first_row"]
     digest = hashlib.sha256(matrix.astype("<f4").tobytes()).hexdigest()
     assert digest == vector["sha256"], "the law has changed: that takes a new version number"
+
+
+def sjlt_feature_gradients(num_params: int) -> np.ndarray:
+    """Return gradients [2, P] from the law itself, of wide range, whose sum shows its order."""
+    normal = reference.projection_matrix(num_params, 6, kind="normal", seed=11).T
+    a, b, c = normal.reshape(3, 2, num_params)
+    return a * b**3 * (c**3 + np.float32(0.1))
+
+
+@pytest.mark.parametrize("vector", SJLT_FEATURES)
+def test_golden_digests_of_sparse_features(vector):
+    law = {k: v for k, v in vector.items() if k not in ("num_params", "first_row", "sha256")}
+    grads = sjlt_feature_gradients(vector["num_params"])
+    kernel = trak_ext.project(torch.from_numpy(grads), kind="sjlt", **law).numpy()
+    for features in (reference.project_sjlt(grads, **law), kernel):
+        assert features[0, :6].tolist() == vector["first_row"]
+        digest = hashlib.sha256(features.astype("<f4").tobytes()).hexdigest()
+        assert digest == vector["sha256"], "the law has changed: that takes a new version number"
+    # Another order of the sum would have shown.
+    matrix = reference.projection_matrix(grads.shape[1], kind="sjlt", **law)
+    assert not np.array_equal(grads @ matrix, kernel)
 
 
 def test_the_oracle_and_the_kernels_have_one_table():

@@ -148,3 +148,35 @@ def test_the_operator_refuses_unknown_names(place):
 def test_the_operator_refuses_no_tensors():
     with pytest.raises(ValueError, match="grads: expected at least one tensor"):
         torch.ops.trak_ext.project([], 4, *LAW)
+
+
+SPARSE = ("sjlt", 5, 6, 7, 0, "high", 4)
+
+
+def test_opcheck_of_the_sparse_kind():
+    grads = [torch.randn(3, 10), torch.randn(3, 4).half()]
+    torch.library.opcheck(ops.project, (grads, 16, *SPARSE))
+    torch.library.opcheck(ops.project_, (grads, torch.zeros(3, 16), *SPARSE))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_and_vmap_of_the_sparse_kind(dynamic):
+    def features(grads):
+        return trak_ext.project({"a": grads, "b": grads * 2}, 24, kind="sjlt", nnz=3)
+
+    compiled = torch.compile(features, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for rows in (3, 4):
+        grads = torch.randn(rows, 50)
+        assert torch.equal(compiled(grads), features(grads))
+    batched = torch.randn(4, 3, 50)
+    expected = torch.stack([features(grads) for grads in batched])
+    assert torch.equal(torch.vmap(features)(batched), expected)
+    out = torch.ones(4, 3, 24)
+    torch.vmap(lambda g, o: trak_ext.project(g, 24, kind="sjlt", nnz=3, out=o))(batched, out)
+    alone = torch.stack([trak_ext.project(g, 24, kind="sjlt", nnz=3) for g in batched])
+    assert torch.equal(out, 1 + alone)
+
+
+def test_the_operator_refuses_an_nnz_that_does_not_divide():
+    with pytest.raises(ValueError, match="nnz: expected a positive divisor of proj_dim = 4"):
+        torch.ops.trak_ext.project([torch.ones(2, 5)], 4, *SPARSE[:-1], 3)

@@ -211,7 +211,7 @@ BAD = [
     ({"proj_dim": -1}, "proj_dim: expected an integer from 0"),
     ({"proj_dim": 2**32 + 1}, "proj_dim: expected an integer from 0"),
     ({"proj_dim": 8.0}, "proj_dim: expected an integer, got 8.0"),
-    ({"kind": "gaussian"}, "kind: expected one of 'rademacher', 'normal', got 'gaussian'"),
+    ({"kind": "gaussian"}, "kind: expected one of 'rademacher', 'normal', 'sjlt', got 'gaussian'"),
     ({"seed": -1}, "seed: expected an integer from 0"),
     ({"seed": 2**64}, "seed: expected an integer from 0"),
     ({"seed": True}, "seed: expected an integer, got True"),

@@ -25,6 +25,22 @@ def fill_matrix(
     out: int,
     num_threads: int,
 ) -> None: ...
+def project_sjlt(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    out: int,
+    out_row_stride: int,
+    out_column_stride: int,
+    law: tuple[int, int, int, int, int],
+    num_threads: int,
+) -> None: ...
+def fill_sjlt_matrix(
+    law: tuple[int, int, int, int, int],
+    param_offset: int,
+    params: int,
+    out: int,
+    num_threads: int,
+) -> None: ...
 def score_float(
     features: list[int],
     row_strides: list[int],
@@ -122,6 +138,32 @@ def cuda_fill_matrix(
     param_offset: int,
     params: int,
     proj_dim: int,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_sjlt_workspace_bytes(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    law: tuple[int, int, int, int, int],
+    limit: int,
+) -> int: ...
+def cuda_project_sjlt(
+    grads: list[tuple[int, int, int, int, int, int]],
+    rows: int,
+    out: int,
+    out_row_stride: int,
+    out_column_stride: int,
+    law: tuple[int, int, int, int, int],
+    workspace: int,
+    workspace_bytes: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_fill_sjlt_matrix(
+    law: tuple[int, int, int, int, int],
+    param_offset: int,
+    params: int,
     out: int,
     device: int,
     stream: int,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .ops import KINDS
 from .runtime import build_info
 
 
@@ -24,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--out", type=Path, required=True, help="folder for the results")
     demo.add_argument("--seed", type=_seed, default=1, help="of everything random (default: 1)")
+    demo.add_argument(
+        "--kind", choices=KINDS, default="rademacher", help="of projection (default: rademacher)"
+    )
+    demo.add_argument("--nnz", type=int, default=1, help="of kind sjlt (default: 1)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     report = commands.add_parser(
         "report", help="make one HTML file of what trak_ext.report.save_bundle wrote"
@@ -51,7 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             from .demo.run import run
 
-            run(options.out, seed=options.seed, progress=not options.quiet)
+            run(
+                options.out,
+                seed=options.seed,
+                kind=options.kind,
+                nnz=options.nnz,
+                progress=not options.quiet,
+            )
     except (ValueError, ImportError, OSError) as error:
         print(f"trak-ext {options.command}: {error}", file=sys.stderr)
         return 1

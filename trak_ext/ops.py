@@ -15,7 +15,9 @@ from torch import Tensor
 from . import _C, _check, cuda_paths
 from .runtime import get_num_threads
 
-KINDS = {"rademacher": 0, "normal": 1}
+# Codes of the dense kinds' kernels; the sparse kind "sjlt" has entry points of its own.
+DENSE_KINDS = {"rademacher": 0, "normal": 1}
+KINDS = (*DENSE_KINDS, "sjlt")
 # Names as in torch.set_float32_matmul_precision; on CUDA the bf16 parts of an fp32 gradient.
 PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 # What a projection on a CUDA device takes at most for bf16 parts and partial sums.
@@ -76,10 +78,13 @@ def project_(
     model_id: int,
     param_offset: int,
     precision: str,
+    nnz: int = 1,
 ) -> None:
     """Add the projection of gradients [B, P_i], side by side, to `out` [B, proj_dim] (fp32)."""
     _check.choice("kind", kind, KINDS)
     _check.choice("precision", precision, PRECISIONS)
+    if out.dim() == 2:
+        check_nnz(nnz, kind, out.shape[1])
     if out.dim() != 2 or out.dtype != torch.float32:
         raise ValueError(
             f"out: expected a torch.float32 tensor [B, proj_dim], got {_check.describe(out)}"
@@ -105,10 +110,14 @@ def project_(
         views.append((grad.data_ptr(), code, params, grad.stride(0), grad.stride(1), param_offset))
         param_offset += params
     rows, proj_dim = out.shape
+    if kind == "sjlt":
+        law = sjlt_law(proj_dim, nnz, seed_low, seed_high, model_id)
+        _project_sjlt(views, out, law)
+        return
     output = (rows, out.data_ptr(), proj_dim, out.stride(0), out.stride(1))
-    law = (KINDS[kind], seed_low, seed_high, model_id)
+    dense_law = (DENSE_KINDS[kind], seed_low, seed_high, model_id)
     if out.device.type == "cpu":
-        _C.project(views, *output, *law, PRECISIONS[precision], get_num_threads())
+        _C.project(views, *output, *dense_law, PRECISIONS[precision], get_num_threads())
         return
     passes = PRECISIONS[precision]
     size = _C.cuda_workspace_bytes(views, rows, proj_dim, passes, CUDA_WORKSPACE_BYTES)
@@ -117,13 +126,53 @@ def project_(
     _C.cuda_project(
         views,
         *output,
-        *law,
+        *dense_law,
         passes,
         path,
         workspace.data_ptr(),
         size,
         *cuda_queue(out.device),
     )
+
+
+def check_nnz(nnz: int, kind: str, proj_dim: int) -> None:
+    """Refuse nonzeros a parameter that the kind or the number of columns cannot have."""
+    if kind != "sjlt":
+        if nnz != 1:
+            raise ValueError(f"nnz: expected 1 with kind {kind!r} (it is for 'sjlt'), got {nnz}")
+    elif nnz < 1 or proj_dim % nnz != 0:
+        raise ValueError(
+            f"nnz: expected a positive divisor of proj_dim = {proj_dim} with kind 'sjlt', got {nnz}"
+        )
+
+
+def sjlt_law(
+    proj_dim: int, nnz: int, seed_low: int, seed_high: int, model_id: int
+) -> tuple[int, int, int, int, int]:
+    """Return the sparse kind's law as the kernels take it: k' = proj_dim / nnz first."""
+    return proj_dim // nnz, nnz, seed_low, seed_high, model_id
+
+
+def _project_sjlt(views: Any, out: Tensor, law: tuple[int, int, int, int, int]) -> None:
+    output = (out.shape[0], out.data_ptr(), out.stride(0), out.stride(1))
+    if out.device.type == "cpu":
+        _C.project_sjlt(views, *output, law, get_num_threads())
+        return
+    size = _C.cuda_sjlt_workspace_bytes(views, out.shape[0], law, CUDA_WORKSPACE_BYTES)
+    workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
+    queue = cuda_queue(out.device)
+    _C.cuda_project_sjlt(views, *output, law, workspace.data_ptr(), size, *queue)
+
+
+def fill_sjlt_matrix(
+    matrix: Tensor, law: tuple[int, int, int, int, int], param_offset: int
+) -> None:
+    """Write rows param_offset .. of the sparse kind's R to a tensor [P, proj_dim]."""
+    part = (param_offset, matrix.shape[0], matrix.data_ptr())
+    if matrix.device.type == "cpu":
+        _C.fill_sjlt_matrix(law, *part, get_num_threads())
+    else:
+        _C.cuda_fill_sjlt_matrix(law, *part, *cuda_queue(matrix.device))
 
 
 def cuda_queue(device: torch.device) -> tuple[int, int]:
@@ -142,12 +191,13 @@ def project(
     model_id: int,
     param_offset: int,
     precision: str,
+    nnz: int = 1,
 ) -> Tensor:
     """Return the projection of gradients [B, P_i], side by side: fp32 [B, proj_dim]."""
     if not grads:
         raise ValueError("grads: expected at least one tensor, got an empty list")
     out = grads[0].new_zeros((grads[0].shape[0], proj_dim), dtype=torch.float32)
-    project_(grads, out, kind, seed_low, seed_high, model_id, param_offset, precision)
+    project_(grads, out, kind, seed_low, seed_high, model_id, param_offset, precision, nnz)
     return out
 
 
@@ -161,6 +211,7 @@ def _(
     model_id: int,
     param_offset: int,
     precision: str,
+    nnz: int = 1,
 ) -> None:
     return None
 
@@ -175,6 +226,7 @@ def _(
     model_id: int,
     param_offset: int,
     precision: str,
+    nnz: int = 1,
 ) -> Tensor:
     return grads[0].new_empty((grads[0].shape[0], proj_dim), dtype=torch.float32)
 

@@ -25,6 +25,13 @@ def _law_arguments(kind: Any, seed: Any, model_id: Any) -> tuple[str, int, int, 
     return kind, seed & 0xFFFFFFFF, seed >> 32, model_id
 
 
+def check_nnz(nnz: Any, kind: str, proj_dim: int) -> int:
+    """Return `nnz` as an int, checked for its kind and number of columns."""
+    nnz = _check.integer("nnz", nnz, 1, MAX_PROJ_DIM)
+    ops.check_nnz(nnz, kind, proj_dim)
+    return nnz
+
+
 def _gradient_list(grads: Any) -> list[Tensor]:
     """Return the gradients as tensors [B, P_i] of one B, checked."""
     if isinstance(grads, Mapping):
@@ -79,19 +86,24 @@ def project(
     model_id: int = 0,
     param_offset: int = 0,
     precision: str = "high",
+    nnz: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """Project per-sample gradients by a random matrix that is never held: features = grads @ R.
 
     R is [P, proj_dim] with entries of mean 0 and variance 1, the same bits on every device: entry
-    (p, j) is a function of kind, seed, model_id, param_offset + p and j alone (csrc/law.md). The
-    result is not scaled; divide by sqrt(proj_dim) for a Johnson-Lindenstrauss embedding.
+    (p, j) is a function of kind, seed, model_id, param_offset + p and j alone, of "sjlt" also of
+    proj_dim and nnz (csrc/law.md). The result is not scaled; divide by sqrt(proj_dim) for a
+    Johnson-Lindenstrauss embedding.
 
     Args:
         grads: Tensor [B, P], or a mapping to tensors [B, *shape] taken side by side in its order.
             fp64, fp32, fp16 or bf16, any strides; read where it lies, never concatenated.
         proj_dim: Number of columns, 0 to 2**32.
-        kind: "rademacher" (+1 and -1) or "normal" (standard normals rounded to bf16).
+        kind: "rademacher" (+1 and -1), "normal" (standard normals rounded to bf16) or "sjlt", which
+            is sparse: each parameter meets nnz columns with entries +-sqrt(proj_dim / nnz). It
+            costs about as much as reading the gradients, whatever proj_dim. Its features are the
+            same bits on every device, CPU level and number of threads.
         seed: 0 to 2**64 - 1.
         model_id: 0 to 2**32 - 1; another one is another, independent matrix.
         param_offset: Row of R that meets the first parameter, so that
@@ -104,6 +116,9 @@ def project(
             VNNI: there gradients are rounded to fixed point, 384 parameters of a row sharing a
             power of two. A row of features then errs by about 2^-13 of its L2 norm (2^-9 is
             tested), at 1.7 times the speed.
+            "sjlt" is a sum of fp32 numbers in every precision.
+        nnz: Entries of a parameter that are not 0 with kind "sjlt", a divisor of proj_dim; more of
+            them cost more and narrow the tail of the errors. 1 with the other kinds.
         out: fp32 [B, proj_dim], rows of any stride, apart from grads in memory; the projection is
             added to it. Unchanged on an error.
 
@@ -116,20 +131,22 @@ def project(
             grad while grad mode is on.
 
     On the CPU the workspace is below 1 MiB a thread, whatever P; outputs too small to be cut for
-    threads (below 512 columns and 32 rows each) take 8 to 64 MiB more. On a CUDA device it is
+    threads (below 512 columns and 32 rows each) take 8 to 64 MiB more. "sjlt" takes 1 to 4 MiB a
+    thread. On a CUDA device it is
     256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current stream of
     the tensors' device and not waited for; a CUDA graph can capture it.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
+    nnz = check_nnz(nnz, kind, proj_dim)
     _check.choice("precision", precision, ops.PRECISIONS)
     tensors = _gradient_list(grads)
     params = sum(tensor.shape[1] for tensor in tensors)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - params)
     if out is None:
-        return ops.project(tensors, proj_dim, *law, param_offset, precision)
+        return ops.project(tensors, proj_dim, *law, param_offset, precision, nnz)
     _check_out(out, tensors, proj_dim)
-    ops.project_(tensors, out, *law, param_offset, precision)
+    ops.project_(tensors, out, *law, param_offset, precision, nnz)
     return out
 
 
@@ -141,6 +158,7 @@ def projection_matrix(
     seed: int = 0,
     model_id: int = 0,
     param_offset: int = 0,
+    nnz: int = 1,
     device: str | torch.device = "cpu",
 ) -> Tensor:
     """Return rows param_offset .. param_offset + num_params - 1 of R: fp32 [num_params, proj_dim].
@@ -152,15 +170,20 @@ def projection_matrix(
     num_params = _check.integer("num_params", num_params, 0, MAX_PARAMS)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
+    nnz = check_nnz(nnz, name, proj_dim)
     matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
     _check.on_device_with_kernels("device", matrix)
-    law = (ops.KINDS[name], seed_low, seed_high, model_id)
+    if name == "sjlt":
+        law = ops.sjlt_law(proj_dim, nnz, seed_low, seed_high, model_id)
+        ops.fill_sjlt_matrix(matrix, law, param_offset)
+        return matrix
+    dense_law = (ops.DENSE_KINDS[name], seed_low, seed_high, model_id)
     part = (param_offset, num_params, proj_dim, matrix.data_ptr())
     if matrix.device.type == "cpu":
-        _C.fill_matrix(*law, *part, get_num_threads())
+        _C.fill_matrix(*dense_law, *part, get_num_threads())
     else:
         cuda_paths.check_matrix(matrix.device)
-        _C.cuda_fill_matrix(*law, *part, *ops.cuda_queue(matrix.device))
+        _C.cuda_fill_matrix(*dense_law, *part, *ops.cuda_queue(matrix.device))
     return matrix
 
 
@@ -170,7 +193,7 @@ class Projector:
     Args:
         grad_dim: Number of parameters P that every call brings.
         proj_dim: Number of columns, at least 1.
-        kind, seed, precision: As in `project`.
+        kind, seed, precision, nnz: As in `project`.
     """
 
     def __init__(
@@ -181,12 +204,14 @@ class Projector:
         kind: str = "rademacher",
         seed: int = 0,
         precision: str = "high",
+        nnz: int = 1,
     ) -> None:
         self.grad_dim = _check.integer("grad_dim", grad_dim, 0, MAX_PARAMS)
         self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
         self.kind = _check.choice("kind", kind, ops.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
         self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+        self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
         """Return the features fp32 [B, proj_dim] of gradients with grad_dim parameters a sample."""
@@ -204,4 +229,5 @@ class Projector:
             seed=self.seed,
             model_id=model_id,
             precision=self.precision,
+            nnz=self.nnz,
         )

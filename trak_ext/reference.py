@@ -5,6 +5,7 @@ Imports nothing of the compiled module. The law's text is csrc/law.md.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,94 @@ def normal_matrix(params: Array, columns: Array, seed: int, model_id: int) -> Ar
     return normal_entries(words[inverse, :, :][np.arange(len(params)), :, own])
 
 
+def _sjlt_words(blocks: Array, marks: int, repetition: int, seed: int, model_id: int) -> Array:
+    """Return the four words of blocks of one repetition: uint64 [len(blocks), 4]."""
+    marked = np.asarray(blocks, dtype=np.uint64) | np.uint64(marks << 32)
+    return block_words(marked, np.array([repetition]), seed, model_id)[:, 0]
+
+
+def sjlt_entries(
+    params: Array, width: int, repetition: int, seed: int, model_id: int
+) -> tuple[Array, Array]:
+    """Return each parameter's column, 0 to width - 1, and sign, in one repetition: [P] each."""
+    params = np.asarray(params, dtype=np.uint64)
+    sign_words = _sjlt_words(params >> np.uint64(7), 0x80000000, repetition, seed, model_id)
+    bit = (params & np.uint64(127)).astype(np.int64)
+    word = sign_words[np.arange(len(params)), bit >> 5]
+    bits = (word >> (bit & 31).astype(np.uint64)) & np.uint64(1)
+    chunk, place = params // np.uint64(width), params % np.uint64(width)
+    words = _sjlt_words(chunk >> np.uint64(2), 0xC0000000, repetition, seed, model_id)
+    own = (chunk & np.uint64(3)).astype(np.int64)
+    rotation = (words[np.arange(len(params)), own] * np.uint64(width)) >> np.uint64(32)
+    column = ((place + rotation) % np.uint64(width)).astype(np.int64)
+    return column, np.where(bits == 1, np.float32(1), np.float32(-1))
+
+
+def sjlt_scale(proj_dim: int, nnz: int) -> np.float32:
+    """Return the magnitude of an entry, sqrt(proj_dim / nnz) rounded to fp32."""
+    return np.float32(np.sqrt(np.float64(proj_dim // nnz)))
+
+
+def sjlt_matrix(
+    params: Array, proj_dim: int, nnz: int, seed: int, model_id: int
+) -> npt.NDArray[np.float32]:
+    """Return the sparse kind's entries for parameter numbers: fp32 [P, proj_dim]."""
+    matrix = np.zeros((len(params), proj_dim), dtype=np.float32)
+    width = proj_dim // nnz
+    for repetition in range(nnz if proj_dim else 0):
+        column, sign = sjlt_entries(params, width, repetition, seed, model_id)
+        entry = sign * sjlt_scale(proj_dim, nnz)
+        matrix[np.arange(len(params)), repetition * width + column] = entry
+    return matrix
+
+
+def _tree_sum(terms: dict[int, Array]) -> Array:
+    """Return the sum of arrays in the order of the law: a tree of radix 64 over their numbers."""
+    while True:
+        sums: dict[int, Array] = {}
+        for number in sorted(terms):
+            parent = number >> 6
+            before = sums.get(parent, np.zeros_like(terms[number]))
+            sums[parent] = before + terms[number]
+        if len(sums) == 1:
+            return next(iter(sums.values()))
+        terms = sums
+
+
+def project_sjlt(
+    grads: Array,
+    proj_dim: int,
+    *,
+    nnz: int = 1,
+    seed: int = 0,
+    model_id: int = 0,
+    param_offset: int = 0,
+    out: Array | None = None,
+) -> Array:
+    """Return the sparse kind's features to the bit: fp32 [B, proj_dim], added to `out` if given."""
+    with np.errstate(all="ignore"):
+        values = grads.astype(np.float32)
+        rows, num_params = values.shape
+        result = np.zeros((rows, proj_dim), np.float32) if out is None else out.copy()
+        width = proj_dim // nnz
+        if num_params == 0 or proj_dim == 0:
+            return result
+        params = np.arange(num_params, dtype=np.uint64) + np.uint64(param_offset)
+        chunks = [int(chunk) for chunk in params // np.uint64(width)]
+        border = [0, *(i for i in range(1, num_params) if chunks[i] != chunks[i - 1]), num_params]
+        for repetition in range(nnz):
+            column, sign = sjlt_entries(params, width, repetition, seed, model_id)
+            terms: dict[int, Array] = {}
+            for begin, end in itertools.pairwise(border):
+                term = np.zeros((rows, width), np.float32)
+                term[:, column[begin:end]] = values[:, begin:end] * sign[begin:end]
+                terms[chunks[begin]] = term
+            mine = slice(repetition * width, (repetition + 1) * width)
+            result[:, mine] = result[:, mine] + _tree_sum(terms) * sjlt_scale(proj_dim, nnz)
+        result[np.isnan(result)] = np.uint32(0x7FC00000).view(np.float32)
+        return result
+
+
 def projection_matrix(
     num_params: int,
     proj_dim: int,
@@ -123,10 +212,13 @@ def projection_matrix(
     seed: int = 0,
     model_id: int = 0,
     param_offset: int = 0,
+    nnz: int = 1,
 ) -> Array:
     """Return rows param_offset .. param_offset + num_params - 1 of R: fp32 [num_params, k]."""
     params = np.arange(num_params, dtype=np.uint64) + np.uint64(param_offset)
     columns = np.arange(proj_dim, dtype=np.uint64)
+    if kind == "sjlt":
+        return sjlt_matrix(params, proj_dim, nnz, seed, model_id)
     make = {"rademacher": rademacher_matrix, "normal": normal_matrix}[kind]
     return make(params, columns, seed, model_id)
 

@@ -3,6 +3,7 @@
 
 #include "projection.h"
 #include "scoring.h"
+#include "sjlt.h"
 
 namespace trak_ext {
 
@@ -52,6 +53,9 @@ struct KernelTable {
   int64_t matrix_workspace_bytes;  // what it needs
   void (*fill_matrix_columns)(const MatrixLaw& law, uint64_t param_offset, int64_t params,
                               int64_t proj_dim, int64_t column_begin, float* out, void* workspace);
+  int64_t sjlt_scratch_bytes;  // what sum_sjlt_node needs
+  void (*sum_sjlt_node)(const SjltProblem& problem, uint64_t node, const SjltPanel& panel,
+                        void* scratch, float* sums);
   ScoringKernels<float> score_float;
   ScoringKernels<double> score_double;
 };

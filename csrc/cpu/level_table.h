@@ -4,6 +4,7 @@
 #include "kernel_table.h"
 #include "projection_kernel.h"
 #include "scoring_kernel.h"
+#include "sjlt_kernel.h"
 
 #if defined(__AVX512F__)
 #include "lookup_avx512.h"
@@ -26,6 +27,8 @@ extern const KernelTable TRAK_EXT_LEVEL_TABLE = {
     kTileColumns,
     sizeof(EntryTile),
     fill_matrix_columns,
+    sizeof(SjltScratch),
+    sum_sjlt_node,
     {kMicroColumns<float>, pack_targets<float>, score_block<float>},
     {kMicroColumns<double>, pack_targets<double>, score_block<double>},
 };

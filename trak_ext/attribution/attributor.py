@@ -42,7 +42,7 @@ class Attributor:
         checkpoints: M state dicts or paths (safetensors, or what torch.save wrote of a state dict);
             None for the model as it is. Checkpoint m has model_id m.
         proj_dim: Features k a sample, checkpoint and projection block, at least 1.
-        kind, seed, precision: As in `trak_ext.project`.
+        kind, seed, precision, nnz: As in `trak_ext.project`; nnz entries of each projection block.
         damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each checkpoint's
             kernel and fit.
         ridge, leverage: As in `trak_ext.score`.
@@ -97,6 +97,7 @@ class Attributor:
         device: str | torch.device | None = None,
         chunk_size: int | None = None,
         precision: str = "high",
+        nnz: int = 1,
         progress: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -106,7 +107,7 @@ class Attributor:
         if chunk_size is not None:
             chunk_size = _check.integer("chunk_size", chunk_size, 1, 2**31)
         gradients = GradientComputer(model, self.task, params, chunk_size)
-        self._features = FeatureMaker(gradients, proj_dim, blocks, kind, seed, precision)
+        self._features = FeatureMaker(gradients, proj_dim, blocks, kind, seed, precision, nnz)
         self._checkpoints = Checkpoints(model, checkpoints)
         self._model = model
         self._chunk_size = chunk_size
@@ -244,6 +245,8 @@ class Attributor:
             "proj_dim": features.proj_dim,
             "blocks": features.blocks,
             "precision": features.precision,
+            # Not said of other kinds, so that stores from before it was known still match.
+            **({"nnz": features.nnz} if features.kind == "sjlt" else {}),
             "task": self.task.name,
             "model": f"{type(model).__module__}.{type(model).__qualname__}",
             "architecture": _architecture_digest(model),

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _check, ops
 from ..gradients import GradientComputer, SampleGradients
 from ..inputs.loaders import Segment
-from ..projector import MAX_PROJ_DIM, MAX_SEED, project
+from ..projector import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
 
 
 class FeatureMaker:
@@ -20,7 +20,7 @@ class FeatureMaker:
         gradients: Of the task and the chosen parameters.
         proj_dim: Features k of each projection block.
         blocks: Independent projections; block b takes columns b k to (b + 1) k - 1 of the matrix.
-        kind, seed, precision: As in `trak_ext.project`.
+        kind, seed, precision, nnz: As in `trak_ext.project`; nnz entries of each block.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class FeatureMaker:
         kind: str,
         seed: int,
         precision: str,
+        nnz: int = 1,
     ) -> None:
         self.gradients = gradients
         self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
@@ -38,6 +39,7 @@ class FeatureMaker:
         self.kind = _check.choice("kind", kind, ops.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
         self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+        self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
     @property
     def width(self) -> int:
@@ -47,7 +49,7 @@ class FeatureMaker:
     def of_task(self, gradients: GradientComputer) -> FeatureMaker:
         """Return the same projections for the gradients of another task."""
         return FeatureMaker(
-            gradients, self.proj_dim, self.blocks, self.kind, self.seed, self.precision
+            gradients, self.proj_dim, self.blocks, self.kind, self.seed, self.precision, self.nnz
         )
 
     def __call__(
@@ -77,5 +79,7 @@ class FeatureMaker:
                 seed=self.seed,
                 model_id=checkpoint,
                 precision=self.precision,
+                # A repetition has columns to itself, so each block's see every parameter.
+                nnz=self.blocks * self.nnz if self.kind == "sjlt" else 1,
             )
             yield part, features

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import _check, ops
 from ..gradients import GradientComputer, ParameterChoice
-from ..projector import MAX_PROJ_DIM, MAX_SEED, project
+from ..projector import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
 from ..tasks import Task
 from .base import Baseline, Features
 
@@ -28,7 +28,7 @@ class GradientBaseline(Baseline):
         proj_dim: None for exact gradients, which take M x n x P numbers; or features k a sample,
             gradients times R / sqrt(k), whose dot product is an unbiased estimate of the
             gradients' with a relative error of about 1 / sqrt(k).
-        kind, seed: Of the projection, as in `trak_ext.project`; checkpoint m has model_id m.
+        kind, seed, nnz: Of the projection, as in `trak_ext.project`; checkpoint m has model_id m.
 
     All other arguments are those of `Baseline`; chunk_size is as in `Attributor`.
     """
@@ -41,6 +41,7 @@ class GradientBaseline(Baseline):
         proj_dim: int | None = None,
         kind: str = "rademacher",
         seed: int = 0,
+        nnz: int = 1,
         params: ParameterChoice = None,
         **arguments: Any,
     ) -> None:
@@ -50,6 +51,7 @@ class GradientBaseline(Baseline):
         self.proj_dim = proj_dim
         self.kind = _check.choice("kind", kind, ops.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
+        self.nnz = check_nnz(nnz, self.kind, 0 if proj_dim is None else proj_dim)
         self._gradients = GradientComputer(model, self.task, params, self.chunk_size)
 
     def _features(
@@ -67,9 +69,15 @@ class GradientBaseline(Baseline):
                     [grad.reshape(len(grad), -1).float() for grad in grads.values()], 1
                 )
             else:
-                rows = project(
-                    grads, self.proj_dim, kind=self.kind, seed=self.seed, model_id=m
-                ) / math.sqrt(self.proj_dim)
+                features = project(
+                    grads,
+                    self.proj_dim,
+                    kind=self.kind,
+                    seed=self.seed,
+                    model_id=m,
+                    nnz=self.nnz,
+                )
+                rows = features / math.sqrt(self.proj_dim)
             yield Features(rows, part.weight.detach())
 
 

@@ -47,12 +47,15 @@ class Stopwatch:
         self.seconds[name] = round(time.perf_counter() - begin, 3)
 
 
-def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
+def run(
+    out: Path, *, seed: int = 1, kind: str = "rademacher", nnz: int = 1, progress: bool = True
+) -> dict[str, Any]:
     """Run the demonstration; write a table, a picture, a report and its bundle into `out`.
 
     Args:
         out: Folder; made if it is not there.
         seed: Of the split, the subsets, every network and the projection.
+        kind, nnz: Of the projection, as in `trak_ext.project`.
         progress: Whether to show progress bars.
 
     Returns:
@@ -60,8 +63,9 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         subsets), "seconds" by stage, "settings" and "build".
     """
     watch = Stopwatch()
-    # Extras that are missing, and a folder that cannot be, should say so before any training.
+    # Missing extras, wrong arguments and a folder that cannot be should say so before training.
     figure.require_matplotlib()
+    Attributor(digits.make_model(), TASK, kind=kind, nnz=nnz)
     split = digits.load_digits_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     num_train = len(split.train_labels)
@@ -103,6 +107,8 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
             TASK,
             checkpoints=checkpoints,
             seed=seed,
+            kind=kind,
+            nnz=nnz,
             progress=progress,
         )
         with watch.stage(f"fit_{name}"):
@@ -152,6 +158,8 @@ def run(out: Path, *, seed: int = 1, progress: bool = True) -> dict[str, Any]:
         "seconds": watch.seconds,
         "settings": {
             "seed": seed,
+            "kind": kind,
+            "nnz": nnz,
             **{name: attributor.settings[name] for name in ("proj_dim", "damping", "curvature")},
             "num_train": num_train,
             "num_targets": len(split.test_labels),

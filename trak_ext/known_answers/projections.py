@@ -132,7 +132,7 @@ def base_answers(name: str, kind: str, proj_dim: int) -> Tensor:
 
 def law_of(kind: str) -> tuple[int, int, int, int]:
     """Return the matrix's arguments as `_C` takes them."""
-    return ops.KINDS[kind], SEED_LOW, SEED_HIGH, MODEL_ID
+    return ops.DENSE_KINDS[kind], SEED_LOW, SEED_HIGH, MODEL_ID
 
 
 def place_gradients(memory: Memory, name: str, dtype: torch.dtype, layout: str, rows: int) -> Slot:

@@ -1,0 +1,76 @@
+// The sparse kind's kernels as a plain shared library for the tests (test_cuda_host_sjlt.py).
+#include <exception>
+#include <string>
+
+#include "run_sjlt.h"
+#include "runner.h"
+
+namespace {
+
+using trak_ext::host_run::Runner;
+
+std::string message;
+
+template <class Body>
+const char* caught(const Body& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+int64_t bytes_of(const trak_ext::GradientView& grad, int64_t rows) {
+  if (rows == 0 || grad.params == 0) return 0;
+  return ((rows - 1) * grad.row_stride + (grad.params - 1) * grad.param_stride + 1) *
+         trak_ext::element_size(grad.dtype);
+}
+
+}  // namespace
+
+struct HostProblem {
+  trak_ext::SjltProblem problem;
+  trak_ext::SjltWorkspace workspace;
+  uint64_t order_seed;
+};
+
+extern "C" const char* host_project(const HostProblem* host) {
+  return caught([&] {
+    const trak_ext::SjltProblem& problem = host->problem;
+    Runner& runner = Runner::get();
+    runner.begin(host->order_seed);
+    for (int64_t i = 0; i < problem.num_grads; ++i) {
+      runner.allow(problem.grads[i].data, bytes_of(problem.grads[i], problem.rows));
+    }
+    runner.allow(host->workspace.data, host->workspace.bytes);
+    const auto columns = static_cast<int64_t>(problem.law.width) * problem.law.repetitions;
+    if (problem.rows > 0 && columns > 0) {
+      runner.allow(problem.out.data, ((problem.rows - 1) * problem.out.row_stride +
+                                      (columns - 1) * problem.out.column_stride + 1) *
+                                         static_cast<int64_t>(sizeof(float)));
+    }
+    trak_ext::run_sjlt(problem, host->workspace, nullptr);
+  });
+}
+
+extern "C" const char* host_fill_matrix(const trak_ext::SjltMatrixProblem* problem) {
+  return caught([&] {
+    Runner& runner = Runner::get();
+    runner.begin(0);
+    runner.allow(problem->out, problem->params * problem->law.repetitions *
+                                   static_cast<int64_t>(problem->law.width) * 4);
+    trak_ext::SjltMatrixProblem scaled = *problem;
+    scaled.scale = trak_ext::sjlt_scale(problem->law);
+    trak_ext::run_fill_sjlt_matrix(scaled, nullptr);
+  });
+}
+
+extern "C" int64_t host_workspace_bytes(const trak_ext::SjltProblem* problem, int64_t limit) {
+  return trak_ext::sjlt_workspace_bytes(*problem, limit);
+}
+
+extern "C" int host_tile_columns(uint64_t width) { return trak_ext::sjlt_tile_columns(width); }
+
+extern "C" int64_t host_sizeof_problem() { return sizeof(HostProblem); }
