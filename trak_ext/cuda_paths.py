@@ -31,6 +31,7 @@ PATHS = ("wgmma", "mma", "plain")
 FAMILIES = {
     "projection": PATHS,
     "projection matrix": ("plain",),
+    "sparse projection": ("plain",),
     "scoring": PATHS,
     "scoring in fp64": ("plain",),
 }
@@ -214,6 +215,11 @@ def projection_path(device: torch.device, rows: int) -> str:
 def check_matrix(device: torch.device) -> None:
     """Test the kernel that fills in the matrix, if the device uses it for the first time."""
     CHOOSER.choose(_with_index(device), "projection matrix", "plain")
+
+
+def check_sparse(device: torch.device) -> None:
+    """Test the kernels of the sparse kind, if the device uses them for the first time."""
+    CHOOSER.choose(_with_index(device), "sparse projection", "plain")
 
 
 def scoring_path(device: torch.device, dtype: torch.dtype) -> str:

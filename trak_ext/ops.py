@@ -158,6 +158,7 @@ def _project_sjlt(views: Any, out: Tensor, law: tuple[int, int, int, int, int]) 
     if out.device.type == "cpu":
         _C.project_sjlt(views, *output, law, get_num_threads())
         return
+    cuda_paths.check_sparse(out.device)
     size = _C.cuda_sjlt_workspace_bytes(views, out.shape[0], law, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
     queue = cuda_queue(out.device)
@@ -172,6 +173,7 @@ def fill_sjlt_matrix(
     if matrix.device.type == "cpu":
         _C.fill_sjlt_matrix(law, *part, get_num_threads())
     else:
+        cuda_paths.check_sparse(matrix.device)
         _C.cuda_fill_sjlt_matrix(law, *part, *cuda_queue(matrix.device))
 
 

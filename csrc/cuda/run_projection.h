@@ -34,7 +34,8 @@ struct ChunkCut {
 
 inline ChunkCut cut_chunks(const GradientView& grad) {
   const int64_t superblocks = count_superblocks(grad);
-  const int64_t size = std::min(choose_chunk_superblocks(superblocks), superblocks);
+  const int64_t size =
+      std::min(choose_chunk_superblocks(superblocks), std::max<int64_t>(1, superblocks));
   return {superblocks, size, divide_up(superblocks, size)};
 }
 

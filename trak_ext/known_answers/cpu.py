@@ -66,6 +66,25 @@ class CpuKernels(DeviceKernels):
         size = (param_offset, out.shape[0], out.shape[1])
         _C.fill_matrix(*law, *size, out.data_ptr(), get_num_threads())
 
+    def project_sparse(
+        self,
+        grads: Sequence[tuple[Tensor, int]],
+        out: Tensor,
+        law: tuple[int, int, int, int, int],
+        least_workspace: bool = False,
+    ) -> None:
+        """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`."""
+        strides = out.stride(0), out.stride(1)
+        output = (out.shape[0], out.data_ptr(), *strides)
+        _C.project_sjlt(views_of(grads), *output, law, get_num_threads())
+
+    def fill_sparse_matrix(
+        self, law: tuple[int, int, int, int, int], param_offset: int, out: Tensor
+    ) -> None:
+        """Fill in rows of the sparse matrix [P, k]."""
+        part = (param_offset, out.shape[0], out.data_ptr())
+        _C.fill_sjlt_matrix(law, *part, get_num_threads())
+
     def score(
         self,
         path: str,

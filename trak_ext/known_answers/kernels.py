@@ -141,6 +141,29 @@ class DeviceKernels:
         """Fill in rows of the matrix [P, k]."""
         self.native.cuda_fill_matrix(*law, param_offset, *out.shape, out.data_ptr(), *self.queue())
 
+    def project_sparse(
+        self,
+        grads: Sequence[tuple[Tensor, int]],
+        out: Tensor,
+        law: tuple[int, int, int, int, int],
+        least_workspace: bool = False,
+    ) -> None:
+        """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`."""
+        views = views_of(grads)
+        limit = 0 if least_workspace else ops.CUDA_WORKSPACE_BYTES
+        size = self.native.cuda_sjlt_workspace_bytes(views, out.shape[0], law, limit)
+        workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
+        output = (out.shape[0], out.data_ptr(), *out.stride())
+        queue = self.queue()
+        self.native.cuda_project_sjlt(views, *output, law, workspace.data_ptr(), size, *queue)
+
+    def fill_sparse_matrix(
+        self, law: tuple[int, int, int, int, int], param_offset: int, out: Tensor
+    ) -> None:
+        """Fill in rows of the sparse matrix [P, k]."""
+        part = (param_offset, out.shape[0], out.data_ptr())
+        self.native.cuda_fill_sjlt_matrix(law, *part, *self.queue())
+
     def score(
         self,
         path: str,

@@ -87,6 +87,11 @@ def answers_by_reference() -> Iterator[None]:
         _by_reference = before
 
 
+def by_reference() -> bool:
+    """Return whether answers come from the NumPy oracle."""
+    return _by_reference
+
+
 def matrix_rows(kind: str, param_offset: int, params: int, proj_dim: int) -> Tensor:
     """Return rows of the matrix, [params, proj_dim], as the answers have them."""
     if _by_reference:

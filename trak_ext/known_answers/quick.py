@@ -10,12 +10,14 @@ import torch
 from .cases import Case, run_cases
 from .projections import matrix_cases, projection_cases
 from .scores import scoring_cases, wide_scoring_cases
+from .sparse import sparse_cases
 
 # By family (cuda_paths.FAMILIES), the cases for (kernels, path). A kind of matrix with a kernel of
 # its own is a line here.
 CASES: dict[str, Callable[[Any, str], Sequence[Case]]] = {
     "projection": projection_cases,
     "projection matrix": matrix_cases,
+    "sparse projection": sparse_cases,
     "scoring": scoring_cases,
     "scoring in fp64": wide_scoring_cases,
 }

@@ -20,6 +20,7 @@ from .projections import (
 )
 from .quick import CASES as QUICK
 from .scores import ScoringCase, scoring_cases, wide_scoring_cases
+from .sparse import thorough_sparse_cases
 
 # What a tensor of each dtype holds to be exact, whatever the precision; fp32 goes by it.
 HALVES = {torch.float64: "one part", torch.float16: "fp16", torch.bfloat16: "one part"}
@@ -90,6 +91,7 @@ CASES: dict[str, Callable[[Any, str], Sequence[Case]]] = {
     **QUICK,
     "projection": thorough_projection_cases,
     "projection matrix": thorough_matrix_cases,
+    "sparse projection": thorough_sparse_cases,
     "scoring": thorough_scoring_cases,
     "scoring in fp64": thorough_wide_scoring_cases,
 }
