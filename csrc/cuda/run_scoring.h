@@ -163,6 +163,7 @@ void run_score_part(const Scorer<T>& scorer, const CudaScoringProblem<T>& proble
   launch.out_row_stride = out.row_stride;
   launch.out_target_stride = out.target_stride;
   launch.stages = count_stages(problem.proj_dim);
+  launch.steps = static_cast<int32_t>(divide_up(problem.proj_dim, kStepFeatures));
   const int64_t target_tiles = divide_up(part.targets, scorer.tile_targets);
   launch.target_tiles = static_cast<int32_t>(target_tiles);
   const int64_t rows_max = std::max<int64_t>(1, kLaunchBlocksMax / target_tiles) * scorer.tile_rows;

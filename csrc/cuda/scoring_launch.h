@@ -51,6 +51,7 @@ struct ScoringLaunch {
   int32_t tiles;   // of all samples and targets
   int32_t blocks;  // that are launched; where they are fewer than the tiles, each makes several
   int32_t stages;  // of a checkpoint, see scoring_stages.h
+  int32_t steps;   // of a checkpoint; stages may have more, of zeros
 };
 
 static_assert(sizeof(ScoringLaunch<double>) <= 4096, "the arguments of a kernel");

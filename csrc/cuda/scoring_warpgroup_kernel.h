@@ -228,11 +228,20 @@ TRAK_EXT_DEVICE void flush_products(char* shared, bool none, WarpgroupSums<Tile>
   }
 }
 
+// Whether the products that end with a step are those of no feature: before the first step there
+// are none, and the last turn's end in steps of zeros.
+template <class Tile>
+TRAK_EXT_DEVICE bool is_nothing(const ScoringLaunch<float>& launch, int turn, int step) {
+  const int begin = turn * Tile::kTurnStages * kStageSteps + step + 1 - Tile::kFlushSteps;
+  return begin < 0 || begin >= launch.steps;
+}
+
 // Waits for a turn's stage, starts the fetch of a later one and multiplies it. The tensor cores
 // work on the products of the stage before across the barrier: flushed before it, all warpgroups
 // would come to it together, without work for them.
 template <class Tile, int kStage>
-TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, bool first, ScoringStages<Tile>& fetch,
+TRAK_EXT_DEVICE void multiply_stage(const ScoringLaunch<float>& launch, char* shared, int& slot,
+                                    int turn, ScoringStages<Tile>& fetch,
                                     uint32_t (&a)[Tile::kFeatureParts][4],
                                     WarpgroupSums<Tile>& products, WarpgroupSums<Tile>& sums) {
   // After this barrier the stage is there for all. Of the stage before products may be under way
@@ -248,7 +257,7 @@ TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, bool first, Scoring
   for (int i = 0; i < kStageSteps; ++i) {
     const int step = kStage * kStageSteps + i;
     if (Tile::kFlushesLate && step % Tile::kFlushSteps == 0) {
-      flush_products<Tile>(shared, first && step == 0, products, sums);
+      flush_products<Tile>(shared, is_nothing<Tile>(launch, turn, step - 1), products, sums);
     } else {
       device::wait_multiplied<0>();
     }
@@ -257,7 +266,7 @@ TRAK_EXT_DEVICE void multiply_stage(char* shared, int& slot, bool first, Scoring
                                               Tile::kHalfBytes, Tile::kCoreBytes),
                      step % Tile::kFlushSteps == 0, a, products);
     if (!Tile::kFlushesLate && step % Tile::kFlushSteps == Tile::kFlushSteps - 1) {
-      flush_products<Tile>(shared, false, products, sums);
+      flush_products<Tile>(shared, is_nothing<Tile>(launch, turn, step), products, sums);
     }
   }
   slot = slot + 1 == Tile::kSlots ? 0 : slot + 1;
@@ -280,12 +289,15 @@ TRAK_EXT_DEVICE void score_with_warpgroups(const ScoringLaunch<float>& launch) {
       uint32_t a[Tile::kFeatureParts][4];
 #pragma unroll 1
       for (int turn = 0; turn < launch.stages / Tile::kTurnStages; ++turn) {
-        multiply_stage<Tile, 0>(shared, slot, turn == 0, fetch, a, products, sums);
+        multiply_stage<Tile, 0>(launch, shared, slot, turn, fetch, a, products, sums);
         if constexpr (Tile::kTurnStages == 2) {
-          multiply_stage<Tile, 1>(shared, slot, false, fetch, a, products, sums);
+          multiply_stage<Tile, 1>(launch, shared, slot, turn, fetch, a, products, sums);
         }
       }
-      if (Tile::kFlushesLate) flush_products<Tile>(shared, false, products, sums);
+      if (Tile::kFlushesLate) {
+        const int turns = launch.stages / Tile::kTurnStages;
+        flush_products<Tile>(shared, is_nothing<Tile>(launch, turns, -1), products, sums);
+      }
     }
     store_sums<Tile>(launch, tile, sums);
   }
