@@ -24,6 +24,10 @@ struct SjltWorkspace {
 
 inline int64_t sjlt_divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+// Blocks of a launch that are worth fewer rows each: three for each of some 132 multiprocessors,
+// twice.
+constexpr int64_t kSjltBlocksWanted = 768;
+
 // Columns of a block: as wide as can be without leaving many threads idle.
 inline int sjlt_tile_columns(uint64_t width) {
   int best = kSjltTileMin;
@@ -177,6 +181,12 @@ class SjltPass {
     part.tiles = tiles_;
     part.first_node = first;
     part.nodes = static_cast<int64_t>(last - first) + 1;
+    const uint64_t width = problem_.law.width;
+    const uint64_t end = grad.param_offset + static_cast<uint64_t>(grad.params);
+    part.first_chunk = grad.param_offset / width;
+    part.end_chunk = (end - 1) / width + 1;
+    part.first_whole_chunk = part.first_chunk + (grad.param_offset % width != 0 ? 1 : 0);
+    part.end_whole_chunk = end / width;
     part.go_on = go_on;
     part.sums_node_pitch = rows_ * columns_;
     part.sums_row_pitch = columns_;
@@ -184,9 +194,14 @@ class SjltPass {
     const int64_t node_groups = sjlt_divide_up(part.nodes, kSjltThreads / plan_.tile_columns);
     for (int64_t row = 0; row < rows_;) {
       const int64_t left = rows_ - row;
-      const int kernel_rows = left >= 5 ? 8 : left >= 3 ? 4 : static_cast<int>(left);
+      int kernel_rows = left >= 5 ? 8 : left >= 3 ? 4 : static_cast<int>(left);
       part.first_row = first_row_ + row;
       part.rows = left >= 8 ? left / 8 * 8 : left;
+      // Fewer rows a block where that gives a device enough blocks; bits do not depend on it.
+      while (kernel_rows > 1 &&
+             node_groups * tiles_ * sjlt_divide_up(part.rows, kernel_rows) < kSjltBlocksWanted) {
+        kernel_rows /= 2;
+      }
       part.row_groups = sjlt_divide_up(part.rows, kernel_rows);
       part.sums = sums_ + static_cast<int64_t>(first - window_) * part.sums_node_pitch +
                   row * part.sums_row_pitch;
