@@ -61,7 +61,11 @@ CASES = [
     # The design's shapes.
     Case((64, 10**8, 8192), every_path=False),
     Case((8, 10**9, 4096), every_path=False),
-    *(Case(s, kinds=("sjlt",)) for s in ((32, 10**7, 4096), (64, 10**8, 8192), (8, 10**9, 4096))),
+    *(
+        Case(shape, kinds=("sjlt",), inputs=((FP32, 0), (BF16, 0)))
+        for shape in ((1, 10**8, 4096), (32, 10**7, 4096), (64, 10**8, 8192))
+    ),
+    Case((8, 10**9, 4096), kinds=("sjlt",)),
 ]
 REHEARSAL_CASES = [
     Case((32, 2**10, 64), peers=True),

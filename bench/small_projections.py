@@ -30,12 +30,26 @@ def run(path: str, device: torch.device) -> None:
                         assert torch.equal(got.cpu(), trak_ext.project(grads.cpu(), 70))
 
 
+def run_sparse(device: torch.device) -> None:
+    """Run the sparse kind's kernels; the CPU's bits are expected."""
+    trak_ext.projection_matrix(300, 40, kind="sjlt", nnz=2, param_offset=100, device=device)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        for rows, shift, proj_dim, nnz in ((1, 0, 512, 1), (9, 1, 70, 2), (3, 2, 12, 4)):
+            values = torch.randn(rows * 5000 + shift, device=device)
+            grads = values.to(dtype)[shift:].view(rows, 5000)
+            law = {"kind": "sjlt", "nnz": nnz, "param_offset": 2**40 + 3}
+            got = trak_ext.project(grads, proj_dim, **law)
+            assert torch.equal(got.cpu(), trak_ext.project(grads.cpu(), proj_dim, **law))
+
+
 def main() -> None:
     """Run every path that the build has for the device."""
     gpu = Rehearsal() if sys.argv[1:] == ["cpu"] else Gpu()
     for path in find_paths(gpu, plain=True):
         run(path, gpu.device)
         print(f"every kernel of {path} has run")
+    run_sparse(gpu.device)
+    print("every kernel of the sparse kind has run")
 
 
 if __name__ == "__main__":

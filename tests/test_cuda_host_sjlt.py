@@ -181,6 +181,13 @@ def test_nothing_to_do(library):
         assert (out == 1).all()
 
 
+@pytest.mark.parametrize("blocks_wanted", [0, 3, 10, 768])
+def test_rows_a_block_make_no_difference(library, blocks_wanted):
+    grads = wild(19, 3000)
+    got = library.project(grads, 300, blocks_wanted=blocks_wanted, param_offset=5)
+    assert same_bits(got, expected(grads, 300, param_offset=5))
+
+
 @pytest.mark.parametrize("order_seed", [2, 3])
 def test_the_order_of_blocks_and_threads_makes_no_difference(library, order_seed):
     grads = wild(9, 3000)

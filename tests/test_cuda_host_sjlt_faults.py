@@ -21,9 +21,21 @@ FAULTS = {
     ),
     "read past the end": (
         "sjlt_sum_kernel.h",
-        "exists = param - problem.grad.param_offset <",
-        "exists = param - problem.grad.param_offset <=",
+        "if (at >= static_cast<uint64_t>(problem.grad.params)) {",
+        "if (at > static_cast<uint64_t>(problem.grad.params)) {",
         "global memory out of bounds|nobody wrote",
+    ),
+    "a part taken for a whole chunk": (
+        "run_sjlt.h",
+        "part.end_whole_chunk = end / width;",
+        "part.end_whole_chunk = part.end_chunk;",
+        "global memory out of bounds|nobody wrote",
+    ),
+    "a chunk left out": (
+        "sjlt_sum_kernel.h",
+        "begin + kUnroll <= end",
+        "begin + kUnroll < end",
+        "|global memory out of bounds|nobody wrote",
     ),
     "rows that do not exist": (
         "sjlt_sum_kernel.h",

@@ -136,6 +136,7 @@ def test_scoring_kernels_have_the_matrix_instructions_of_one_step_and_wide_acces
             assert any("LDGSTS" in text and width in text for text in texts), kernel.label
 
 
+<<<<<<< HEAD
 def test_no_kernel_takes_generic_loads_or_stores(kernels):
     # They are slower, and say that the compiler does not know which memory is meant.
     generic = ("LD", "ST", "ATOM")
@@ -168,13 +169,18 @@ def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(re
 
 def sparse_loops(kernel):
     """Return the loops of a kernel that read global memory, the one of whole nodes first."""
+=======
+def sparse_loop(kernel):
+    """Return the loop over chunks that a tensor has all of: the inner one with the most loads."""
+>>>>>>> 5975b82062d1099061be5af025ace75f6da1f011
     loops = []
     for address, text in kernel.code:
         target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
-            inside = [t for a, t in kernel.code if int(target[1], 16) <= a <= address]
-            loops.append([t for t in inside if "BRA" not in t])
-    return sorted(loops, key=lambda loop: -sum("LDG" in text for text in loop))
+            inside = [t for a, t in kernel.code if int(target[1], 16) <= a < address]
+            if not any("BRA" in t for t in inside):
+                loops.append(inside)
+    return max(loops, key=lambda loop: sum("LDG" in text for text in loop))
 
 
 def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(kernels):
@@ -187,9 +193,9 @@ def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(kernels):
     assert len({kernel.name for kernel in found}) == 16
     for kernel in found:
         dtype, rows = re.search(r"DTypeE(\d)ELi(\d)E", kernel.name).groups()
-        loop = sparse_loops(kernel)[0]
+        loop = sparse_loop(kernel)
         loads = sum("LDG" in text for text in loop)
-        assert loads == (32 if rows == "8" and dtype != "0" else 16), kernel.name
+        assert loads >= (8 if dtype == "0" or rows == "1" else 32 if rows == "8" else 16)
         # An fp32 or converted element: a load and an addition or multiply-add of one rounding.
         assert sum("FFMA" in text for text in loop) == loads, kernel.name
         if dtype == "1" and kernel.arch >= 80:

@@ -22,6 +22,10 @@ struct SjltWorkspace {
   int64_t bytes;
 };
 
+// Blocks of a launch that are worth fewer rows each: three for each of some 132 multiprocessors,
+// twice. Bits do not depend on it.
+constexpr int64_t kSjltBlocksWanted = 768;
+
 inline int64_t sjlt_divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Columns of a block: as wide as can be without leaving many threads idle.
@@ -118,7 +122,8 @@ inline SjltSumKernel choose_sjlt_kernel(DType dtype, int rows) {
 class SjltPass {
  public:
   SjltPass(const SjltProblem& problem, const SjltPlan& plan, int64_t first_row, int64_t rows,
-           int64_t first_tile, int64_t tiles, float* workspace, device::Stream stream)
+           int64_t first_tile, int64_t tiles, float* workspace, int64_t blocks_wanted,
+           device::Stream stream)
       : problem_(problem),
         plan_(plan),
         first_row_(first_row),
@@ -129,6 +134,7 @@ class SjltPass {
         columns_(column_of(first_tile + tiles) - first_column_),
         sums_(workspace),
         open_(workspace + plan.slots * rows * columns_),
+        blocks_wanted_(blocks_wanted),
         stream_(stream),
         window_(plan.first_window()) {}
 
@@ -177,6 +183,12 @@ class SjltPass {
     part.tiles = tiles_;
     part.first_node = first;
     part.nodes = static_cast<int64_t>(last - first) + 1;
+    const uint64_t width = problem_.law.width;
+    const uint64_t end = grad.param_offset + static_cast<uint64_t>(grad.params);
+    part.first_chunk = grad.param_offset / width;
+    part.end_chunk = (end - 1) / width + 1;
+    part.first_whole_chunk = part.first_chunk + (grad.param_offset % width != 0 ? 1 : 0);
+    part.end_whole_chunk = end / width;
     part.go_on = go_on;
     part.sums_node_pitch = rows_ * columns_;
     part.sums_row_pitch = columns_;
@@ -184,9 +196,13 @@ class SjltPass {
     const int64_t node_groups = sjlt_divide_up(part.nodes, kSjltThreads / plan_.tile_columns);
     for (int64_t row = 0; row < rows_;) {
       const int64_t left = rows_ - row;
-      const int kernel_rows = left >= 5 ? 8 : left >= 3 ? 4 : static_cast<int>(left);
+      int kernel_rows = left >= 5 ? 8 : left >= 3 ? 4 : static_cast<int>(left);
       part.first_row = first_row_ + row;
       part.rows = left >= 8 ? left / 8 * 8 : left;
+      while (kernel_rows > 1 &&
+             node_groups * tiles_ * sjlt_divide_up(part.rows, kernel_rows) < blocks_wanted_) {
+        kernel_rows /= 2;
+      }
       part.row_groups = sjlt_divide_up(part.rows, kernel_rows);
       part.sums = sums_ + static_cast<int64_t>(first - window_) * part.sums_node_pitch +
                   row * part.sums_row_pitch;
@@ -237,20 +253,21 @@ class SjltPass {
   int64_t first_row_, rows_, first_tile_, tiles_, first_column_, columns_;
   float* sums_;  // [slots, rows, columns]
   float* open_;  // [levels, rows, columns]
+  int64_t blocks_wanted_;
   device::Stream stream_;
   uint64_t window_;  // the node of the first slot
 };
 
 // out += the features of all tensors.
 inline void run_sjlt(const SjltProblem& problem, const SjltWorkspace& workspace,
-                     device::Stream stream) {
+                     device::Stream stream, int64_t blocks_wanted = kSjltBlocksWanted) {
   if (problem.rows == 0 || sjlt_nodes(problem).levels == 0) return;
   const SjltPlan plan = plan_sjlt(problem, workspace.bytes);
   const int64_t all_tiles = plan.tiles_per_repetition * problem.law.repetitions;
   for (int64_t row = 0; row < problem.rows; row += plan.rows) {
     for (int64_t tile = 0; tile < all_tiles; tile += plan.tiles) {
       SjltPass(problem, plan, row, std::min(plan.rows, problem.rows - row), tile,
-               std::min(plan.tiles, all_tiles - tile), workspace.data, stream)
+               std::min(plan.tiles, all_tiles - tile), workspace.data, blocks_wanted, stream)
           .run();
     }
   }

@@ -37,6 +37,9 @@ struct SjltSumProblem {
   int64_t tiles;
   uint64_t first_node;
   int64_t nodes;
+  // Chunks that the tensor has parameters of, and those that it has all parameters of, if any.
+  uint64_t first_chunk, end_chunk;
+  uint64_t first_whole_chunk, end_whole_chunk;
   int32_t go_on;  // whether the first node's sums so far, of tensors before this, are there
   float* sums;    // [nodes, rows, columns]; rows and columns are those of a pass
   int64_t sums_node_pitch;
@@ -85,8 +88,15 @@ struct SjltTile {
   uint32_t columns;
   int group;  // of threads, a node each
   uint64_t node;
-  bool exists;  // whether the launch has that node
+  int begin, end;  // chunks of the node that the launch has; none if there is no such node
 };
+
+// A chunk's number in a node, between 0 and 64.
+TRAK_EXT_DEVICE int chunk_in_node(uint64_t chunk, uint64_t node) {
+  const uint64_t first = node << kSjltRadixLog2;
+  const uint64_t behind = chunk - first;
+  return chunk <= first ? 0 : behind < kSjltRadix ? static_cast<int>(behind) : kSjltRadix;
+}
 
 TRAK_EXT_DEVICE SjltTile locate_sjlt_tile(const SjltSumProblem& problem, int64_t node_group,
                                           int64_t tile_index) {
@@ -95,13 +105,16 @@ TRAK_EXT_DEVICE SjltTile locate_sjlt_tile(const SjltSumProblem& problem, int64_t
   const int64_t left = static_cast<int64_t>(problem.law.width) - column;
   const int groups = kSjltThreads / problem.tile_columns;
   const int group = device::thread_index() / problem.tile_columns;
-  const int64_t node = node_group * groups + group;
+  const int64_t index = node_group * groups + group;
+  const uint64_t node = problem.first_node + static_cast<uint64_t>(index);
+  const bool exists = index < problem.nodes;
   return {static_cast<uint32_t>(tile / problem.tiles_per_repetition),
           static_cast<uint32_t>(column),
           static_cast<uint32_t>(left < problem.tile_columns ? left : problem.tile_columns),
           group,
-          problem.first_node + static_cast<uint64_t>(node),
-          node < problem.nodes};
+          node,
+          exists ? chunk_in_node(problem.first_chunk, node) : 0,
+          exists ? chunk_in_node(problem.end_chunk, node) : 0};
 }
 
 // A group's part of shared memory.
@@ -118,7 +131,7 @@ struct SjltShared {
 // The group's first 16 threads make the rotations of four chunks each.
 TRAK_EXT_DEVICE void make_rotations(const SjltSumProblem& problem, const SjltTile& tile, int lane,
                                     const SjltShared& shared) {
-  if (!tile.exists || lane >= kSjltRadix / 4) return;
+  if (tile.begin == tile.end || lane >= kSjltRadix / 4) return;
   const uint64_t block =
       (tile.node << (kSjltRadixLog2 - kSjltRotationLog2)) + static_cast<uint64_t>(lane);
   const PhiloxWords words = sjlt_rotation_words(problem.law, tile.repetition, block);
@@ -149,9 +162,8 @@ TRAK_EXT_DEVICE SjltRun locate_run(const SjltSumProblem& problem, const SjltTile
 // make the signs that a parameter of the tensor needs.
 TRAK_EXT_DEVICE void make_chunks(const SjltSumProblem& problem, const SjltTile& tile, int lane,
                                  const SjltShared& shared) {
-  if (!tile.exists) return;
   constexpr uint32_t kBlock = 1u << kSjltSignLog2;
-  if (lane < kSjltRadix) {
+  if (lane >= tile.begin && lane < tile.end) {
     const uint32_t rotation = shared.rotation(lane);
     const SjltRun run = locate_run(problem, tile, lane, rotation, false);
     const SjltRun wrapped = locate_run(problem, tile, lane, rotation, true);
@@ -167,7 +179,8 @@ TRAK_EXT_DEVICE void make_chunks(const SjltSumProblem& problem, const SjltTile& 
   const uint64_t begin = problem.grad.param_offset >> kSjltSignLog2;
   const uint64_t end =
       (problem.grad.param_offset + static_cast<uint64_t>(problem.grad.params) - 1) >> kSjltSignLog2;
-  for (int i = lane; i < kSjltRadix * kSjltBlocks; i += problem.tile_columns) {
+  for (int i = tile.begin * kSjltBlocks + lane; i < tile.end * kSjltBlocks;
+       i += problem.tile_columns) {
     const int chunk = i / kSjltBlocks, slot = i % kSjltBlocks;
     const bool wrapped = slot >= kSjltSegmentBlocks;
     const SjltRun run = locate_run(problem, tile, chunk, shared.rotation(chunk), wrapped);
@@ -183,46 +196,43 @@ TRAK_EXT_DEVICE void make_chunks(const SjltSumProblem& problem, const SjltTile& 
   }
 }
 
-// sums[row] += the parameters of the node's chunks that meet the thread's column, in their order.
-// kWhole: the tensor has all the node's parameters.
-template <DType kDType, int kRows, bool kWhole>
-TRAK_EXT_DEVICE void add_chunks(const SjltSumProblem& problem, const SjltTile& tile, int lane,
-                                const SjltShared& shared, const char* const (&sources)[kRows],
-                                float (&sums)[kRows]) {
-  // Loads under way a thread: enough for the latency of memory, and few enough registers.
-  constexpr int kLoads = kRows == 8 && kDType != DType::kFloat64 ? 32 : 16;
-  constexpr int kUnroll = kLoads / kRows / (kWhole ? 1 : 2);
+// sums[row] += the parameters that meet the thread's column, of chunks begin .. end - 1 in their
+// order, kUnroll at a time; returns the chunk to go on from. kWhole: the tensor has all of them.
+template <DType kDType, int kRows, int kUnroll, bool kWhole>
+TRAK_EXT_DEVICE int add_chunks(const SjltSumProblem& problem, const SjltTile& tile, int lane,
+                               const SjltShared& shared, const char* const (&sources)[kRows],
+                               int begin, int end, float (&sums)[kRows]) {
   const int64_t wrap_bytes = static_cast<int64_t>(problem.law.width) * problem.param_bytes;
   const auto own = static_cast<uint32_t>(lane);
-  for (int chunk = 0; chunk < kSjltRadix; chunk += kUnroll) {
+  for (; begin + kUnroll <= end; begin += kUnroll) {
     float values[kUnroll][kRows];
     float signs[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+      const int chunk = begin + u;
       const auto found = device::load_shared<SjltChunk>(
-          shared.chunks + (chunk + u) * static_cast<int>(sizeof(SjltChunk)));
+          shared.chunks + chunk * static_cast<int>(sizeof(SjltChunk)));
       const bool wrapped = own >= found.left;
-      bool exists = true;
       if constexpr (!kWhole) {
-        const SjltRun run =
-            locate_run(problem, tile, chunk + u, shared.rotation(chunk + u), wrapped);
+        const SjltRun run = locate_run(problem, tile, chunk, shared.rotation(chunk), wrapped);
         const uint64_t param = run.first + (wrapped ? own - found.left : own);
-        exists = param - problem.grad.param_offset < static_cast<uint64_t>(problem.grad.params);
-      }
-      signs[u] = 1.0f;
+        const uint64_t at = param - problem.grad.param_offset;  // huge before the tensor
+        if (at >= static_cast<uint64_t>(problem.grad.params)) {
+          signs[u] = 1.0f;
 #pragma unroll
-      for (int row = 0; row < kRows; ++row) values[u][row] = 0.0f;
-      if (exists) {
-        const uint32_t bit = own + (wrapped ? found.bits[1] : found.bits[0]);
-        const auto word = device::load_shared<uint32_t>(
-            shared.signs + (chunk + u) * (kSjltBlocks * static_cast<int>(sizeof(Words4))) +
-            (bit >> 5) * static_cast<uint32_t>(sizeof(uint32_t)));
-        signs[u] = law_from_bits((~(word << (31u - (bit & 31u))) & 0x80000000u) | 0x3F800000u);
-        const int64_t bytes = wrapped ? found.bytes - wrap_bytes : found.bytes;
-#pragma unroll
-        for (int row = 0; row < kRows; ++row) {
-          values[u][row] = load_as<kDType>(sources[row] + bytes);
+          for (int row = 0; row < kRows; ++row) values[u][row] = 0.0f;
+          continue;
         }
+      }
+      const uint32_t bit = own + (wrapped ? found.bits[1] : found.bits[0]);
+      const auto word = device::load_shared<uint32_t>(
+          shared.signs + chunk * (kSjltBlocks * static_cast<int>(sizeof(Words4))) +
+          (bit >> 5) * static_cast<uint32_t>(sizeof(uint32_t)));
+      signs[u] = law_from_bits((~(word << (31u - (bit & 31u))) & 0x80000000u) | 0x3F800000u);
+      const int64_t bytes = wrapped ? found.bytes - wrap_bytes : found.bytes;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        values[u][row] = load_as<kDType>(sources[row] + bytes);
       }
     }
     // A product by 1 or -1 is exact, so a multiply-add is the addition of a signed number.
@@ -234,10 +244,11 @@ TRAK_EXT_DEVICE void add_chunks(const SjltSumProblem& problem, const SjltTile& t
       }
     }
   }
+  return begin;
 }
 
 template <DType kDType, int kRows>
-TRAK_EXT_KERNEL(kSjltThreads, 3)
+TRAK_EXT_KERNEL(kSjltThreads, (kDType == DType::kFloat64 ? 2 : 3))
 sjlt_sum_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltSumProblem problem) {
   const int64_t index = device::block_index();
   const int64_t row_group = index / problem.tiles % problem.row_groups;
@@ -250,7 +261,7 @@ sjlt_sum_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltSumProblem problem) {
   device::block_barrier();
   make_chunks(problem, tile, lane, shared);
   device::block_barrier();
-  if (!tile.exists || static_cast<uint32_t>(lane) >= tile.columns) return;
+  if (tile.begin == tile.end || static_cast<uint32_t>(lane) >= tile.columns) return;
 
   const int64_t first_row = row_group * kRows;
   const char* sources[kRows];  // rows past the last are the last again, and not stored
@@ -275,13 +286,21 @@ sjlt_sum_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltSumProblem problem) {
       }
     }
   }
-  const uint64_t begin = (tile.node << kSjltRadixLog2) * problem.law.width;
-  const uint64_t end = begin + (problem.law.width << kSjltRadixLog2);
-  if (begin >= problem.grad.param_offset &&
-      end - problem.grad.param_offset <= static_cast<uint64_t>(problem.grad.params)) {
-    add_chunks<kDType, kRows, true>(problem, tile, lane, shared, sources, sums);
-  } else {
-    add_chunks<kDType, kRows, false>(problem, tile, lane, shared, sources, sums);
+  // Loads under way a thread: enough for the latency of memory, and few enough registers.
+  constexpr int kLoads = kDType == DType::kFloat64 || kRows == 1 ? 8 : kRows == 8 ? 32 : 16;
+  const int end_whole = chunk_in_node(problem.end_whole_chunk, tile.node);
+  int chunk = tile.begin;
+  for (int turn = 0; turn < 2; ++turn) {
+    // What the tensor has a part of alone, before whole chunks and after them.
+    const int first_whole = chunk_in_node(problem.first_whole_chunk, tile.node);
+    const int stop = turn == 1 || first_whole > tile.end ? tile.end : first_whole;
+    chunk = add_chunks<kDType, kRows, 1, false>(problem, tile, lane, shared, sources, chunk, stop,
+                                                sums);
+    if (turn == 1) break;
+    chunk = add_chunks<kDType, kRows, kLoads / kRows, true>(problem, tile, lane, shared, sources,
+                                                            chunk, end_whole, sums);
+    chunk = add_chunks<kDType, kRows, 1, true>(problem, tile, lane, shared, sources, chunk,
+                                               end_whole, sums);
   }
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {

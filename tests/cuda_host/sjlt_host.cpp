@@ -34,6 +34,7 @@ struct HostProblem {
   trak_ext::SjltProblem problem;
   trak_ext::SjltWorkspace workspace;
   uint64_t order_seed;
+  int64_t blocks_wanted;  // 0: as many rows a block as there are
 };
 
 extern "C" const char* host_project(const HostProblem* host) {
@@ -51,7 +52,7 @@ extern "C" const char* host_project(const HostProblem* host) {
                                       (columns - 1) * problem.out.column_stride + 1) *
                                          static_cast<int64_t>(sizeof(float)));
     }
-    trak_ext::run_sjlt(problem, host->workspace, nullptr);
+    trak_ext::run_sjlt(problem, host->workspace, nullptr, host->blocks_wanted);
   });
 }
 

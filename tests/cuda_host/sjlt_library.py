@@ -40,6 +40,7 @@ class HostProblem(ctypes.Structure):
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
         ("order_seed", ctypes.c_uint64),
+        ("blocks_wanted", ctypes.c_int64),
     ]
 
 
@@ -95,6 +96,7 @@ class SjltHostLibrary:
         out: Tensor | None = None,
         workspace_bytes: int | None = None,
         order_seed: int = 1,
+        blocks_wanted: int = 0,
     ) -> Tensor:
         """Return the features by the CUDA kernels; a fault is a RuntimeError."""
         tensors = [grads] if isinstance(grads, Tensor) else list(grads)
@@ -108,7 +110,9 @@ class SjltHostLibrary:
         if workspace_bytes is None:
             workspace_bytes = self.workspace_bytes(problem, 2**26)
         workspace = torch.full((max(workspace_bytes // 4, 1),), float("nan"))
-        host = HostProblem(problem, workspace.data_ptr(), workspace_bytes, order_seed)
+        host = HostProblem(
+            problem, workspace.data_ptr(), workspace_bytes, order_seed, blocks_wanted
+        )
         error = self._library.host_project(ctypes.byref(host))
         if error is not None:
             raise RuntimeError(error.decode())
