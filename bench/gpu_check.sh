@@ -17,6 +17,8 @@
 #   WHEEL               a built wheel to install instead of building one
 #   FAST_JL             a checkout of fast_jl to build and compare with
 #
+# What the compiler made of the kernels needs no GPU: bench/machine_code.py.
+#
 # --rehearse goes through the measurements on the CPU with small problems and the package as it is
 # installed: it needs neither GPU nor nvcc.
 set -uo pipefail
@@ -61,7 +63,7 @@ step() {
   return "$status"
 }
 
-# together NAME...: waits for steps that were started in the background as NAME's process.
+# together: waits for the steps that were started in the background.
 declare -A running
 together() {
   local name
@@ -102,8 +104,9 @@ if [ "$device" = cuda ]; then
   export python bin results
   step build 300 bash -c install || exit 1
   step info 60 "$bin/trak-ext" info || failed=1
-  step selftest 120 "$bin/trak-ext" selftest || failed=1
-  # What is not timed runs side by side.
+  # What is not timed runs side by side. (Every first use of a path has its quick self-test before.)
+  step selftest 120 "$bin/trak-ext" selftest --device cuda &
+  running[selftest]=$!
   if [ -n "${FAST_JL:-}" ]; then
     # A peer that does not build is left out by the measurement itself.
     step fast_jl 240 "$python" -m pip install "$FAST_JL" --no-build-isolation --no-deps &
@@ -139,7 +142,6 @@ for name in projection scoring; do
   step "$name" 150 "$python" "bench/$name.py" --device "$device" ${sizes[@]+"${sizes[@]}"} \
     --json "$results/$name.json" || failed=1
 done
-step machine_code 120 "$python" bench/machine_code.py --json "$results/machine_code.json" || failed=1
 step page 60 "$python" bench/gpu_page.py "$results" || failed=1
 sed -n '/^The faster path/,$p' "$results/projection.txt"
 

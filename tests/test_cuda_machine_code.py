@@ -136,7 +136,6 @@ def test_scoring_kernels_have_the_matrix_instructions_of_one_step_and_wide_acces
             assert any("LDGSTS" in text and width in text for text in texts), kernel.label
 
 
-<<<<<<< HEAD
 def test_no_kernel_takes_generic_loads_or_stores(kernels):
     # They are slower, and say that the compiler does not know which memory is meant.
     generic = ("LD", "ST", "ATOM")
@@ -167,12 +166,8 @@ def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(re
             assert len(min(loops, key=len)) <= products * targets / 2, kernel.label
 
 
-def sparse_loops(kernel):
-    """Return the loops of a kernel that read global memory, the one of whole nodes first."""
-=======
 def sparse_loop(kernel):
     """Return the loop over chunks that a tensor has all of: the inner one with the most loads."""
->>>>>>> 5975b82062d1099061be5af025ace75f6da1f011
     loops = []
     for address, text in kernel.code:
         target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
