@@ -388,11 +388,23 @@ WARPGROUP_FAULTS = {
         "",
         "another thread|under way|nobody wrote|since the last barrier",
     ),
-    "missing proxy fence": (
+    "targets not waited for": (
         "scoring_warpgroup_kernel.h",
-        "  device::publish_operand();\n",
+        "  fetch.wait_targets(slot, odd);\n",
         "",
-        "not published",
+        "under way|nobody wrote|not waited for",
+    ),
+    "targets of the time before": (
+        "scoring_warpgroup_kernel.h",
+        "    odd ^= 1;\n",
+        "",
+        "under way|nobody wrote|not waited for|never come",
+    ),
+    "fewer targets expected than come": (
+        "scoring_stages.h",
+        "device::expect_bytes(filled(slot), Tile::kTargetBytes);",
+        "device::expect_bytes(filled(slot), Tile::kTargetBytes / 2);",
+        "under way|nobody wrote|not waited for|never come",
     ),
     "copies not waited for": (
         "scoring_warpgroup_kernel.h",
@@ -402,13 +414,13 @@ WARPGROUP_FAULTS = {
     ),
     "slot filled while it may be multiplied": (
         "scoring_warpgroup_kernel.h",
-        "(slot < 2 ? slot + Tile::kSlots - 2 : slot - 2)",
-        "(slot < 1 ? slot + Tile::kSlots - 1 : slot - 1)",
+        "slot < 2 ? slot + Tile::kSlots - 2 : slot - 2",
+        "slot < 1 ? slot + Tile::kSlots - 1 : slot - 1",
         "may read it|another thread",
     ),
     "missing fence of registers": (
         "scoring_warpgroup_kernel.h",
-        "    device::begin_multiply(a[part], products);\n",
+        "  device::begin_multiply(a, products);\n",
         "",
         "since the last fence",
     ),

@@ -1,5 +1,6 @@
 // What the warpgroups of a block multiply, on its way from global memory: a ring of slots in shared
-// memory, a stage of two steps a slot, filled by asynchronous copies of 16 bytes.
+// memory, a stage of two steps a slot. Features are copied in pieces of 16 bytes by all threads;
+// targets, which the tensor cores read, in one copy by one thread, counted by the slot's barrier.
 //
 // A stage has the features of the block's samples as they are stored, [2 steps, rows, 16 features],
 // and the parts of its targets (split_operand_kernel in split_targets_kernel.h), one piece of
@@ -27,20 +28,31 @@ inline int32_t count_stages(int64_t proj_dim) {
 template <class Tile>
 class ScoringStages {
  public:
-  TRAK_EXT_DEVICE ScoringStages(const ScoringLaunch<float>& launch)
-      : launch_(launch), tile_(static_cast<int>(device::block_index())) {
+  TRAK_EXT_DEVICE ScoringStages(const ScoringLaunch<float>& launch, char* shared)
+      : launch_(launch), shared_(shared), tile_(static_cast<int>(device::block_index())) {
     if (launch.checkpoints == 0) tile_ = launch.tiles;
     if (tile_ < launch.tiles) begin_checkpoint();
+    if (device::thread_index() == 0) {
+      for (int slot = 0; slot < Tile::kSlots; ++slot) device::begin_arrivals(filled(slot), 1);
+      device::publish_arrivals();
+    }
+  }
+
+  TRAK_EXT_DEVICE char* slot_of(int slot) const { return shared_ + slot * Tile::kSlotBytes; }
+
+  // Waits for the targets of a slot that is filled for an even or odd time.
+  TRAK_EXT_DEVICE void wait_targets(int slot, int odd) const {
+    device::wait_arrivals(filled(slot), odd);
   }
 
   // Starts bringing the next stage into a slot. Every call is a group of copies, so that groups can
   // be counted; past the end it is empty. kEnds: it may be the last stage of a checkpoint; the
   // number of these is even.
   template <bool kEnds = true>
-  TRAK_EXT_DEVICE void next(char* slot) {
+  TRAK_EXT_DEVICE void next(int slot) {
     if (tile_ < launch_.tiles) {
-      fetch_features(slot);
-      fetch_targets(slot + Tile::kFeatureBytes);
+      fetch_features(slot_of(slot));
+      if (device::thread_index() == 0) fetch_targets(slot);
       ++stage_;
       if (kEnds && stage_ == launch_.stages) {
         stage_ = 0;
@@ -74,10 +86,9 @@ class ScoringStages {
     from_ = static_cast<const char*>(features.data) +
             (launch_.first_row + block.row) * features.row_stride * Tile::kElementBytes +
             device::thread_index() % kPieces * kPieceBytes;
-    targets_ = launch_.packed +
-               (block.target / Tile::kTargets * launch_.checkpoints + checkpoint_) *
-                   launch_.stages * int64_t{Tile::kTargetBytes} +
-               device::thread_index() * kPieceBytes;
+    targets_ =
+        launch_.packed + (block.target / Tile::kTargets * launch_.checkpoints + checkpoint_) *
+                             launch_.stages * int64_t{Tile::kTargetBytes};
   }
 
   // Consecutive threads copy consecutive pieces of a row.
@@ -123,27 +134,27 @@ class ScoringStages {
     }
   }
 
-  TRAK_EXT_DEVICE void fetch_targets(char* to) {
-    constexpr int kTargetPieces = Tile::kTargetBytes / kPieceBytes;
-    to += device::thread_index() * kPieceBytes;
-#pragma unroll
-    for (int before = 0; before < kTargetPieces; before += Tile::kThreads) {
-      if (before + Tile::kThreads <= kTargetPieces ||
-          before + device::thread_index() < kTargetPieces) {
-        device::copy_async<kPieceBytes>(to + before * kPieceBytes, targets_ + before * kPieceBytes);
-      }
-    }
-    targets_ += Tile::kTargetBytes;
+  // One thread.
+  TRAK_EXT_DEVICE void fetch_targets(int slot) {
+    device::expect_bytes(filled(slot), Tile::kTargetBytes);
+    device::copy_bulk(slot_of(slot) + Tile::kFeatureBytes,
+                      targets_ + stage_ * int64_t{Tile::kTargetBytes}, Tile::kTargetBytes,
+                      filled(slot));
+  }
+
+  TRAK_EXT_DEVICE char* filled(int slot) const {
+    return shared_ + Tile::kSlots * Tile::kSlotBytes + Tile::kScaleBytes + 8 * slot;
   }
 
   const ScoringLaunch<float>& launch_;
+  char* const shared_;
   // The next stage's.
   int tile_;
   int checkpoint_ = 0;
   int stage_ = 0;
   int last_row_ = 0;               // of the tile
   const char* from_ = nullptr;     // this thread's piece of the tile's first row
-  const char* targets_ = nullptr;  // this thread's first piece
+  const char* targets_ = nullptr;  // of the tile and checkpoint
 };
 
 }  // namespace trak_ext

@@ -44,9 +44,10 @@ struct WarpgroupScoringTile {
   static constexpr int kSlotBytes = kFeatureBytes + kTargetBytes;
   static constexpr int kScaleBytes = 8 * kThreads;
   static constexpr int kSlotsThatFit =
-      ((kSharedBytesOfSm90 - (kBlocksPerSm - 1) * 1024) / kBlocksPerSm - kScaleBytes) / kSlotBytes;
+      ((kSharedBytesOfSm90 - (kBlocksPerSm - 1) * 1024) / kBlocksPerSm - kScaleBytes) /
+      (kSlotBytes + 8);
   static constexpr int kSlots = kSlotsThatFit < kSlotsMax ? kSlotsThatFit : kSlotsMax;
-  static constexpr int kSharedBytes = kSlots * kSlotBytes + kScaleBytes;
+  static constexpr int kSharedBytes = kSlots * (kSlotBytes + 8) + kScaleBytes;
   // Three parts are wanted for accuracy: their sums leave after every step.
   static constexpr int kFlushSteps = kParts_ == 3 ? 1 : trak_ext::kFlushSteps;
   static_assert(kSlots >= 3, "one slot is multiplied, one may still be, one is filled");
@@ -241,18 +242,17 @@ TRAK_EXT_DEVICE bool is_nothing(const ScoringLaunch<float>& launch, int turn, in
 // would come to it together, without work for them.
 template <class Tile, int kStage>
 TRAK_EXT_DEVICE void multiply_stage(const ScoringLaunch<float>& launch, char* shared, int& slot,
-                                    int turn, ScoringStages<Tile>& fetch,
+                                    int& odd, int turn, ScoringStages<Tile>& fetch,
                                     uint32_t (&a)[Tile::kFeatureParts][4],
                                     WarpgroupSums<Tile>& products, WarpgroupSums<Tile>& sums) {
   // After this barrier the stage is there for all. Of the stage before products may be under way
   // still; of the one before that none are, and its slot is filled again.
   device::wait_copies<Tile::kSlots - 3>();
-  device::publish_operand();
   device::block_barrier();
   constexpr bool kEnds = Tile::kTurnStages % 2 == 1 || (kStage + Tile::kSlots) % 2 == 1;
-  fetch.template next<kEnds>(shared +
-                             (slot < 2 ? slot + Tile::kSlots - 2 : slot - 2) * Tile::kSlotBytes);
-  const char* from = shared + slot * Tile::kSlotBytes;
+  fetch.template next<kEnds>(slot < 2 ? slot + Tile::kSlots - 2 : slot - 2);
+  fetch.wait_targets(slot, odd);
+  const char* from = fetch.slot_of(slot);
 #pragma unroll
   for (int i = 0; i < kStageSteps; ++i) {
     const int step = kStage * kStageSteps + i;
@@ -269,16 +269,19 @@ TRAK_EXT_DEVICE void multiply_stage(const ScoringLaunch<float>& launch, char* sh
       flush_products<Tile>(shared, is_nothing<Tile>(launch, turn, step), products, sums);
     }
   }
-  slot = slot + 1 == Tile::kSlots ? 0 : slot + 1;
+  if (++slot == Tile::kSlots) {
+    slot = 0;
+    odd ^= 1;
+  }
 }
 
 // The scores of the block's tiles, one after the other; stages are fetched across their borders.
 template <class Tile>
 TRAK_EXT_DEVICE void score_with_warpgroups(const ScoringLaunch<float>& launch) {
   char* shared = device::shared_memory();
-  ScoringStages<Tile> fetch(launch);
-  for (int i = 0; i + 2 < Tile::kSlots; ++i) fetch.next(shared + i * Tile::kSlotBytes);
-  int slot = 0;
+  ScoringStages<Tile> fetch(launch, shared);
+  for (int i = 0; i + 2 < Tile::kSlots; ++i) fetch.next(i);
+  int slot = 0, odd = 0;
   for (auto tile = static_cast<int>(device::block_index()); tile < launch.tiles;
        tile += launch.blocks) {
     WarpgroupSums<Tile> sums;
@@ -289,9 +292,9 @@ TRAK_EXT_DEVICE void score_with_warpgroups(const ScoringLaunch<float>& launch) {
       uint32_t a[Tile::kFeatureParts][4];
 #pragma unroll 1
       for (int turn = 0; turn < launch.stages / Tile::kTurnStages; ++turn) {
-        multiply_stage<Tile, 0>(launch, shared, slot, turn, fetch, a, products, sums);
+        multiply_stage<Tile, 0>(launch, shared, slot, odd, turn, fetch, a, products, sums);
         if constexpr (Tile::kTurnStages == 2) {
-          multiply_stage<Tile, 1>(launch, shared, slot, turn, fetch, a, products, sums);
+          multiply_stage<Tile, 1>(launch, shared, slot, odd, turn, fetch, a, products, sums);
         }
       }
       if (Tile::kFlushesLate) {
