@@ -131,8 +131,8 @@ def project(
             grad while grad mode is on.
 
     On the CPU the workspace is below 1 MiB a thread, whatever P; outputs too small to be cut for
-    threads (below 512 columns and 32 rows each) take 8 to 64 MiB more. "sjlt" takes 1 to 4 MiB a
-    thread. On a CUDA device it is
+    threads (below 512 columns and 32 rows each) take 8 to 64 MiB more. "sjlt" takes 1 to 5 MiB
+    a thread, and up to 32 MiB more for outputs too small to be cut. On a CUDA device it is
     256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current stream of
     the tensors' device and not waited for; a CUDA graph can capture it.
     """

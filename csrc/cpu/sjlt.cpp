@@ -60,19 +60,24 @@ int64_t divide_evenly(int64_t total, int64_t most) {
 
 Panels plan_panels(const SjltProblem& problem, int threads) {
   const auto width = static_cast<int64_t>(problem.law.width);
-  Panels panels = {};
-  int64_t columns = std::min(width, kSjltPanelColumns), rows = std::min(problem.rows, kPanelRows);
-  // Cut further, columns first, where that gives every thread a panel.
-  auto count = [&] {
-    return ceil_div(width, columns) * problem.law.repetitions * ceil_div(problem.rows, rows);
-  };
-  while (count() < threads && columns >= 2 * kPanelColumnsLeast) columns = ceil_div(columns, 2);
+  const int64_t repetitions = problem.law.repetitions;
+  int64_t rows = std::min(problem.rows, kPanelRows);
+  int64_t column_panels = ceil_div(width, kSjltPanelColumns);
+  auto count = [&] { return column_panels * repetitions * ceil_div(problem.rows, rows); };
+  // Columns are cut further until the threads' shares are even, or nearly so; then rows, until
+  // every thread has a panel.
+  const int64_t least = column_panels;
+  while (count() % threads != 0 && count() < 4 * threads && column_panels < least + threads) {
+    ++column_panels;
+  }
+  column_panels = std::max(least, std::min(column_panels, width / kPanelColumnsLeast));
   while (count() < threads && rows >= 2 * kPanelRowsLeast) rows = ceil_div(rows, 2);
-  panels.columns = ceil_div(divide_evenly(width, columns), 16) * 16;
+  Panels panels = {};
+  panels.columns = ceil_div(ceil_div(width, column_panels), 16) * 16;
   panels.rows = divide_evenly(problem.rows, rows);
   panels.column_panels = ceil_div(width, panels.columns);
   panels.row_panels = ceil_div(problem.rows, panels.rows);
-  panels.count = panels.column_panels * problem.law.repetitions * panels.row_panels;
+  panels.count = panels.column_panels * repetitions * panels.row_panels;
   return panels;
 }
 
@@ -83,8 +88,11 @@ void add_to(float* sums, const float* terms, int64_t count) {
 // The open sums of a panel, one a level above the nodes.
 class Tree {
  public:
-  Tree(const SjltNodes& nodes, int64_t size)
-      : nodes_(nodes), size_(size), sums_(static_cast<size_t>(nodes.levels * size), 0.0f) {}
+  // `buffer` has room for `size` floats a level.
+  Tree(const SjltNodes& nodes, int64_t size, void* buffer)
+      : nodes_(nodes), size_(size), sums_(static_cast<float*>(buffer)) {
+    std::fill_n(sums_, nodes.levels * size, 0.0f);
+  }
 
   // In the order of the nodes.
   void add(uint64_t node, const float* node_sums) {
@@ -97,7 +105,7 @@ class Tree {
   }
 
  private:
-  float* level(int index) { return sums_.data() + index * size_; }
+  float* level(int index) { return sums_ + index * size_; }
   void close(int levels) {
     for (int i = 0; i < levels; ++i) {
       add_to(level(i + 1), level(i), size_);
@@ -107,7 +115,7 @@ class Tree {
 
   SjltNodes nodes_;
   int64_t size_;
-  std::vector<float> sums_;  // [levels, size]
+  float* sums_;  // [levels, size]
 };
 
 // out += scale * sums for a panel.
@@ -147,12 +155,13 @@ void project_by_panels(const SjltProblem& problem, const SjltNodes& nodes, const
   const auto sum_node = kernels().sum_sjlt_node;
   const int64_t bytes = panels.rows * panels.columns * static_cast<int64_t>(sizeof(float));
   const auto buffers = allocate_for(threads, bytes);
+  const auto trees = allocate_for(threads, nodes.levels * bytes);
   const auto scratch = allocate_for(threads, kernels().sjlt_scratch_bytes);
   parallel_for(panels.count, threads, [&](int thread, int64_t task) {
     const DefaultArithmetic arithmetic;
     const SjltPanel panel = panels.at(problem, task);
     auto* sums = static_cast<float*>(buffers[static_cast<size_t>(thread)].get());
-    Tree tree(nodes, size_of(panel));
+    Tree tree(nodes, size_of(panel), trees[static_cast<size_t>(thread)].get());
     for (uint64_t node = nodes.first;; ++node) {
       sum_node(problem, node, panel, scratch[static_cast<size_t>(thread)].get(), sums);
       tree.add(node, sums);
@@ -176,7 +185,8 @@ void project_by_nodes(const SjltProblem& problem, const SjltNodes& nodes, const 
         std::max<int64_t>(threads, std::min<int64_t>(64 * threads, kNodeSumBytes / bytes)));
     const AlignedBuffer buffer = allocate_aligned(static_cast<int64_t>(window) * bytes);
     auto* sums = static_cast<float*>(buffer.get());
-    Tree tree(nodes, size);
+    const AlignedBuffer levels = allocate_aligned(nodes.levels * bytes);
+    Tree tree(nodes, size, levels.get());
     for (uint64_t first = nodes.first; first <= nodes.last; first += window) {
       const uint64_t left = nodes.last - first + 1;
       const auto count = static_cast<int64_t>(std::min(window, left));
