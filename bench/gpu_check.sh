@@ -89,7 +89,11 @@ print("90a-real" if c == (9, 0) else "%d%d-real" % c)') || architecture=native
 
 # By pytest's own command, so that the installed package is imported and not the source folder.
 run_tests() {
-  "$bin/pytest" -q -p no:cacheprovider -rs tests/test_cuda_device*.py || return
+  local parallel=()
+  if "$python" -c 'import xdist' 2>/dev/null; then
+    parallel=(-n 6 -p no:benchmark)  # which warns where tests run side by side
+  fi
+  "$bin/pytest" -q -p no:cacheprovider -rs "${parallel[@]}" tests/test_cuda_device*.py || return
   if grep -q 'no CUDA device' "$results/tests.txt"; then
     echo "the tests did not run on a CUDA device"
     return 1
@@ -116,9 +120,11 @@ if [ "$device" = cuda ]; then
   running[tests]=$!
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
+      # Looking for races takes minutes.
+      [ "$tool" = racecheck ] && few=few || few=
       for what in projections scores; do
-        step "sanitizer_${tool}_$what" 200 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-          "$python" "bench/small_$what.py" &
+        step "sanitizer_${tool}_$what" 150 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+          "$python" "bench/small_$what.py" cuda $few &
         running[sanitizer_${tool}_$what]=$!
       done
     done

@@ -1,6 +1,6 @@
 """Every CUDA projection kernel once, on small problems: what compute-sanitizer watches.
 
-python bench/small_projections.py [cuda|cpu]        (cpu: a rehearsal of this script)
+python bench/small_projections.py [cuda|cpu] [few]        (cpu: a rehearsal; few: fp32 alone)
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import trak_ext
 from gpu import Gpu, Rehearsal
 from projection_cuda import cuda_path, find_paths
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-def run(path: str, device: torch.device) -> None:
+
+def run(path: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
     """Run each kind, dtype, precision, tile and way of copying; compare where that is exact."""
     for kind in ("rademacher", "normal"):
         trak_ext.projection_matrix(300, 40, kind=kind, param_offset=100, device=device)
-        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        for dtype in dtypes:
             for precision in ("medium", "high", "highest"):
                 for rows, shift in ((3, 0), (9, 1), (33, 2)):
                     integers = torch.randint(-9, 10, (rows * 1100 + shift,), device=device)
@@ -44,9 +46,10 @@ def run_sparse(device: torch.device) -> None:
 
 def main() -> None:
     """Run every path that the build has for the device."""
-    gpu = Rehearsal() if sys.argv[1:] == ["cpu"] else Gpu()
-    for path in find_paths(gpu, plain=True):
-        run(path, gpu.device)
+    gpu = Rehearsal() if "cpu" in sys.argv else Gpu()
+    few = "few" in sys.argv
+    for path in find_paths(gpu, plain=not few):
+        run(path, gpu.device, DTYPES[1:2] if few else DTYPES)
         print(f"every kernel of {path} has run")
     run_sparse(gpu.device)
     print("every kernel of the sparse kind has run")

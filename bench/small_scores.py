@@ -1,6 +1,6 @@
 """Every CUDA scoring and top-k kernel once, on small problems: what compute-sanitizer watches.
 
-python bench/small_scores.py [cuda|cpu]        (cpu: a rehearsal of this script)
+python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal of this script; few: fp32)
 """
 
 from __future__ import annotations
@@ -9,33 +9,42 @@ import sys
 
 import torch
 
-import trak_ext
 from gpu import Gpu, Rehearsal
 from projection_cuda import cuda_path, find_paths
+from trak_ext.solved_targets import SolvedTargets
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def run(path: str, device: torch.device) -> None:
+def run(path: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
     """Run each dtype, precision, tile and count of the best; compare with fp64 on the CPU."""
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    for dtype in dtypes:
         for precision in ("medium", "high", "highest"):
             for targets in (3, 40, 130):
-                train = torch.randint(-3, 4, (2, 150, 70), device=device).to(dtype)
-                asked = torch.randint(-3, 4, (2, targets, 70), device=device).to(dtype)
-                weights = torch.rand(2, 150, device=device)
+                train = [torch.randn(150, 70, device=device).to(dtype) for _ in range(2)]
+                solved = torch.randn(2, targets, 70, device=device, dtype=torch.float64)
+                weights = torch.rand(150, device=device, dtype=torch.float64)
+                scored = torch.float64 if dtype == torch.float64 else torch.float32
+                prepared = SolvedTargets(solved, scored, precision)
                 with cuda_path(path):
-                    scores = trak_ext.score(train, asked, weights, precision=precision)
-                    best = trak_ext.top_k(train, asked, 7, weights, precision=precision)
-                exact = trak_ext.score(train.double().cpu(), asked.double().cpu(), weights.cpu())
-                error = (scores.cpu().double() - exact).norm() / exact.norm()
+                    scores = prepared.score(train, weights.to(scored))
+                    best = prepared.top_k(train, weights.to(scored), 7)
+                exact = sum(
+                    phi.double().cpu() @ s.T for phi, s in zip(train, solved.cpu(), strict=True)
+                )
+                exact = exact * weights.cpu()[:, None]
+                assert isinstance(exact, torch.Tensor)
+                ratio = (scores.cpu().double() * exact).sum() / exact.square().sum()
+                error = (scores.cpu().double() / ratio - exact).norm() / exact.norm()
                 assert error < 1e-2, (path, dtype, precision, targets, float(error))
                 assert torch.equal(best.values, scores.T.gather(1, best.indices))
 
 
 def main() -> None:
     """Run every path that the build has for the device."""
-    gpu = Rehearsal() if sys.argv[1:] == ["cpu"] else Gpu()
+    gpu = Rehearsal() if "cpu" in sys.argv else Gpu()
     for path in find_paths(gpu, plain=True):
-        run(path, gpu.device)
+        run(path, gpu.device, DTYPES[1:2] if "few" in sys.argv else DTYPES)
         print(f"every scoring kernel of {path} has run")
 
 
