@@ -228,10 +228,13 @@ struct SelectLaunch {
 // Of a thread, 64 bytes.
 template <class T>
 constexpr int kScoresAtOnce = 64 / static_cast<int>(sizeof(T));
+// Candidates of fp64 take more registers.
+template <class T>
+constexpr int kSelectBlocksPerSm = sizeof(T) == 4 ? 3 : 2;
 
 // A block a target and group.
 template <class T>
-TRAK_EXT_KERNEL(kTopKThreads, 3)
+TRAK_EXT_KERNEL(kTopKThreads, kSelectBlocksPerSm<T>)
 select_kernel(TRAK_EXT_KERNEL_ARGUMENT SelectLaunch<T> launch) {
   const int64_t target = device::block_index() / launch.groups;
   const int64_t group = device::block_index() % launch.groups;
