@@ -1,6 +1,6 @@
 """Every CUDA scoring and top-k kernel once, on small problems: what compute-sanitizer watches.
 
-python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal of this script; few: fp32)
+python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal of this script; few: fp32, high)
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from trak_ext.solved_targets import SolvedTargets
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def run(path: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> None:
+def run(
+    path: str,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...],
+    precisions: tuple[str, ...] = ("medium", "high", "highest"),
+) -> None:
     """Run each dtype, precision, tile and count of the best; compare with fp64 on the CPU."""
     for dtype in dtypes:
-        for precision in ("medium", "high", "highest"):
+        for precision in precisions:
             for targets in (3, 40, 130):
                 train = [torch.randn(150, 70, device=device).to(dtype) for _ in range(2)]
                 solved = torch.randn(2, targets, 70, device=device, dtype=torch.float64)
@@ -43,8 +48,12 @@ def run(path: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Non
 def main() -> None:
     """Run every path that the build has for the device."""
     gpu = Rehearsal() if "cpu" in sys.argv else Gpu()
-    for path in find_paths(gpu, plain=True):
-        run(path, gpu.device, DTYPES[1:2] if "few" in sys.argv else DTYPES)
+    few = "few" in sys.argv
+    for path in find_paths(gpu, plain=not few):
+        if few:
+            run(path, gpu.device, DTYPES[1:2], ("high",))
+        else:
+            run(path, gpu.device, DTYPES)
         print(f"every scoring kernel of {path} has run")
 
 
