@@ -1,6 +1,6 @@
 """Every CUDA scoring and top-k kernel once, on small problems: what compute-sanitizer watches.
 
-python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal of this script; few: fp32, high)
+python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal; few: fp32, high)
 """
 
 from __future__ import annotations
