@@ -33,15 +33,24 @@ PLACES = {
     "wgmma": ("projection", "wgmma"),
     "mma": ("projection", "mma"),
     "plain": ("projection", "plain"),
+    "sparse": ("sparse projection", "plain"),
+    "sparse matrix": ("sparse projection", "plain"),
+    "scoring wgmma": ("scoring", "wgmma"),
     "scoring mma": ("scoring", "mma"),
     "scoring plain": ("scoring", "plain"),
     "scoring plain, fp64": ("scoring in fp64", "plain"),
 }
-# Faults of what a place does not have: no matrix instruction, descriptor or chunk, or (scores of
-# fp32 by the plain kernel) no workspace but that of the best.
+# Faults of what a place does not have: no matrix instruction, descriptor or chunk, no workspace, or
+# (scores of fp32 by the plain kernel) no workspace but that of the best.
 ABSENT = {
     ("wrong stride", "mma"),
-    *((fault, "plain") for fault in ("swapped halves", "wrong stride")),
+    ("dropped last chunk", "scoring wgmma"),
+    *((fault, "sparse matrix") for fault in ("dropped last chunk", "stale workspace")),
+    *(
+        (fault, place)
+        for fault in ("swapped halves", "wrong stride")
+        for place in ("plain", "sparse", "sparse matrix")
+    ),
     *((fault, "scoring mma") for fault in ("wrong stride", "dropped last chunk")),
     *(
         (fault, place)
@@ -151,7 +160,7 @@ class _AllTiles(HostKernels):
 
 
 class _Counting(_AllTiles):
-    """Does nothing but count: calls, launches, bytes of buffers, multiply-adds."""
+    """Does nothing but count: calls, bytes of buffers, multiply-adds."""
 
     def __init__(self, native):
         super().__init__(native)
@@ -163,6 +172,12 @@ class _Counting(_AllTiles):
 
     def fill_matrix(self, *rest):
         self.calls += 1
+
+    def project_sparse(self, grads, out, law, *rest):
+        self.calls += 1
+        self.multiply_adds += sum(grad.numel() for grad, _ in grads) * law[1]
+
+    fill_sparse_matrix = fill_matrix
 
     def score(self, path, features, solved, *rest):
         self.calls += 1
@@ -241,10 +256,19 @@ def test_paths_are_tested_in_turn_until_none_is_left(native):
 
 
 def test_scoring_falls_back_too(native):
-    native.faults = {"scoring mma": FAULTS["stale workspace"]}
+    fault = FAULTS["stale workspace"]
+    native.faults = {"scoring wgmma": fault, "scoring mma": fault}
     chooser = PathChooser(lambda device: HostKernels(native), check_quickly)
-    with pytest.warns(CudaSelfTestWarning, match=r"of scoring found .* path mma failed"):
-        assert chooser.choose(DEVICE, "scoring", "mma") == "plain"
+    said = r"of scoring found .* path wgmma failed .*; mma failed .*; plain is used instead"
+    with pytest.warns(CudaSelfTestWarning, match=said):
+        assert chooser.choose(DEVICE, "scoring", "wgmma") == "plain"
+
+
+def test_a_failing_sparse_kind_computes_nothing(native):
+    native.faults = {"sparse": FAULTS["wrong sign"]}
+    chooser = PathChooser(lambda device: HostKernels(native), check_quickly)
+    with pytest.raises(RuntimeError, match=r"plain failed \(sjlt, .*; nothing was computed"):
+        chooser.choose(DEVICE, "sparse projection", "plain")
 
 
 def chooser_of(wrong: set[str], checked: list[str], kernels: object = None) -> PathChooser:
@@ -433,12 +457,11 @@ def test_the_path_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(cuda_paths, "CHOOSER", chooser_of(set(), []))
     assert cuda_paths.projection_path(DEVICE, 64) == "wgmma"
     assert cuda_paths.projection_path(DEVICE, 8) == "mma"
-    assert cuda_paths.scoring_path(DEVICE, torch.float32) == "mma"
+    assert cuda_paths.scoring_path(DEVICE, torch.float32) == "wgmma"
     for path in cuda_paths.PATHS:
         monkeypatch.setenv("TRAK_EXT_CUDA_PATH", path)
         assert cuda_paths.projection_path(DEVICE, 64) == path
-        scoring = "plain" if path == "plain" else "mma"
-        assert cuda_paths.scoring_path(DEVICE, torch.float32) == scoring
+        assert cuda_paths.scoring_path(DEVICE, torch.float32) == path
         assert cuda_paths.scoring_path(DEVICE, torch.float64) == "plain"
     monkeypatch.setenv("TRAK_EXT_CUDA_PATH", "")
     assert cuda_paths.projection_path(DEVICE, 64) == "wgmma"
@@ -449,6 +472,8 @@ def test_the_path_can_be_asked_for(monkeypatch):
         match="TRAK_EXT_CUDA_PATH: expected plain or mma for this device and build, got wgmma",
     ):
         cuda_paths.projection_path(DEVICE, 64)
+    monkeypatch.delenv("TRAK_EXT_CUDA_PATH")
+    assert cuda_paths.scoring_path(DEVICE, torch.float32) == "mma"
 
 
 @pytest.mark.parametrize("path", ["wgmma", "mma", "plain"])
@@ -465,7 +490,7 @@ def test_the_long_form_on_a_played_device(native, path):
     assert {check.device for check in checks} == {"cuda:0 (played on the host)"}
 
 
-@pytest.mark.parametrize("path", ["mma", "plain"])
+@pytest.mark.parametrize("path", ["wgmma", "mma", "plain"])
 def test_the_long_form_of_scores_on_a_played_device(native, path):
     native.faults = {}
     kernels = HostKernels(native)
