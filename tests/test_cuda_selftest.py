@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import warnings
 
@@ -16,12 +17,14 @@ import torch
 from children import run_python
 
 from cuda_host.double import FAULTS, HostKernels, HostNative
-from cuda_host.library import FEW_PASSES
+from cuda_host.library import DTYPES, FEW_PASSES
 from trak_ext import _C, cuda_paths
 from trak_ext.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
 from trak_ext.known_answers import buffers, projections
+from trak_ext.known_answers.cases import run_cases
 from trak_ext.known_answers.quick import CASES, check_quickly
 from trak_ext.known_answers.report import check_cases
+from trak_ext.known_answers.sparse import sparse_cases
 from trak_ext.known_answers.thorough import CASES as THOROUGH
 
 pytestmark = pytest.mark.skipif(
@@ -150,6 +153,20 @@ def test_every_kernel_of_a_path_is_launched_with_every_copy(host):
             assert {layout for found, layout in seen if found == dtype} >= set(projections.LAYOUTS)
     for values in projections.VALUES.values():
         assert values.params % 16
+
+
+def test_every_kernel_of_the_sparse_kind_is_launched(host):
+    with host.native.sparse.noting_launches() as launches:
+        run_cases(host, "plain", sparse_cases(host, "plain"))
+    names = {launch.kernel for launch in launches}
+    sums = {re.search(r"sjlt_sum_kernelILNS_5DTypeE(\d)ELi(\d)EEE", name) for name in names}
+    assert {tuple(map(int, found.groups())) for found in sums if found} == {
+        (dtype, rows) for dtype in DTYPES.values() for rows in (1, 2, 4, 8)
+    }
+    # One after each projection, and of one of them after each of 2 x 2 batches and windows.
+    assert sum("sjlt_fold_kernel" in launch.kernel for launch in launches) == 11 + 2 * 2
+    for kernel in ("group", "fold", "zero", "entry"):
+        assert any(f"sjlt_{kernel}_kernel" in name for name in names), kernel
 
 
 class _AllTiles(HostKernels):

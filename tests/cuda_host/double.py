@@ -40,7 +40,7 @@ class HostNative:
         runner = build_runner(folder)
         self._projection = HostLibrary(folder, only="few", runner=runner)
         self._scoring = ScoringLibrary(folder, only="float32", runner=runner)
-        self._sparse = SjltHostLibrary(folder, runner=runner)
+        self.sparse = SjltHostLibrary(folder, runner=runner)
         self.faults: dict[str, int | Exception] = {}
         self.calls: list[str] = []
         scoring = {"float": False, "double": True}
@@ -88,13 +88,13 @@ class HostNative:
 
     def cuda_project_sjlt(self, *arguments: Any) -> None:
         """As `_C.cuda_project_sjlt`."""
-        with self._faulty(self._sparse, "sparse"):
-            self._sparse.cuda_project_sjlt(*arguments)
+        with self._faulty(self.sparse, "sparse"):
+            self.sparse.cuda_project_sjlt(*arguments)
 
     def cuda_fill_sjlt_matrix(self, *arguments: Any) -> None:
         """As `_C.cuda_fill_sjlt_matrix`."""
-        with self._faulty(self._sparse, "sparse matrix"):
-            self._sparse.cuda_fill_sjlt_matrix(*arguments)
+        with self._faulty(self.sparse, "sparse matrix"):
+            self.sparse.cuda_fill_sjlt_matrix(*arguments)
 
     def _score(self, run: Any, wide: bool, *arguments: Any) -> None:
         path = next(argument for argument in arguments if isinstance(argument, str))

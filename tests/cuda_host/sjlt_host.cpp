@@ -96,6 +96,10 @@ extern "C" int64_t host_workspace_bytes(const trak_ext::SjltProblem* problem, in
 
 extern "C" int host_tile_columns(uint64_t width) { return trak_ext::sjlt_tile_columns(width); }
 
+extern "C" void host_note_launches(trak_ext::host_run::LaunchNote note) {
+  Runner::get().note_launches(note);
+}
+
 extern "C" int64_t host_blocks_wanted() { return trak_ext::kSjltBlocksWanted; }
 
 extern "C" int64_t host_sizeof_problem() { return sizeof(HostProblem); }

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cuda_host.library import DTYPES, HOST, SOURCES, Gradient, build_runner, compile_host
+from cuda_host.library import (
+    DTYPES,
+    HOST,
+    NOTE,
+    SOURCES,
+    Gradient,
+    Launch,
+    build_runner,
+    compile_host,
+)
 
 
 class Law(ctypes.Structure):
@@ -152,16 +162,27 @@ class SjltHostLibrary:
             raise RuntimeError(error.decode())
         return out
 
+    @contextmanager
+    def noting_launches(self) -> Iterator[list[Launch]]:
+        """Note launches in the list instead of running them."""
+        found: list[Launch] = []
+        note = NOTE(lambda shown: found.append(Launch.of(shown.contents)))
+        self._library.host_note_launches(note)
+        try:
+            yield found
+        finally:
+            self._library.host_note_launches(None)
+
     def plant(self, fault: int) -> None:
         """Plant a fault of runner.h in what is run from now on; 0 for none."""
         ctypes.c_int.in_dll(self._library, "host_planted").value = fault
 
     def cuda_project_sjlt(self, views: Any, *arguments: Any) -> None:
         """Take what `_C.cuda_project_sjlt` takes."""
-        rows, out, *strides, law, workspace, workspace_bytes, _, _ = arguments
+        rows, out, *strides, law, full_blocks, workspace, workspace_bytes, _, _ = arguments
         grads = (Gradient * len(views))(*(Gradient(*view) for view in views))
         problem = Problem(law_of(*law), grads, len(views), rows, out, *strides)
-        blocks_wanted = self._library.host_blocks_wanted()
+        blocks_wanted = 0 if full_blocks else self._library.host_blocks_wanted()
         host = HostProblem(problem, workspace, workspace_bytes, 1, blocks_wanted)
         error = self._library.host_project(ctypes.byref(host))
         if error is not None:
