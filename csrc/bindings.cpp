@@ -155,13 +155,13 @@ int64_t bind_cuda_sjlt_workspace_bytes(const std::vector<GradientTuple>& grads, 
 
 void bind_cuda_project_sjlt(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
                             int64_t out_row_stride, int64_t out_column_stride, const SjltTuple& law,
-                            uintptr_t workspace, int64_t workspace_bytes, int device,
-                            uintptr_t stream) {
+                            bool full_blocks, uintptr_t workspace, int64_t workspace_bytes,
+                            int device, uintptr_t stream) {
   const std::vector<GradientView> views = make_views(grads);
   py::gil_scoped_release release;
   cuda_project_sjlt(
       make_sjlt_problem(law, views, rows, {at<float>(out), out_row_stride, out_column_stride}),
-      at<float>(workspace), workspace_bytes, {device, stream});
+      full_blocks, at<float>(workspace), workspace_bytes, {device, stream});
 }
 
 void bind_cuda_fill_sjlt_matrix(const SjltTuple& law, uint64_t param_offset, int64_t params,

@@ -142,8 +142,9 @@ def test_without_a_device_there_is_an_error_and_no_result():
     views, law = [(grads.data_ptr(), 1, 8, 8, 1, 0)], (4, 1, 0, 0, 0)
     size = _C.cuda_sjlt_workspace_bytes(views, 1, law, 2**20)
     workspace = torch.zeros(size // 4)
+    space = (workspace.data_ptr(), size)
     with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
-        _C.cuda_project_sjlt(views, 1, out.data_ptr(), 4, 1, law, workspace.data_ptr(), size, 0, 0)
+        _C.cuda_project_sjlt(views, 1, out.data_ptr(), 4, 1, law, False, *space, 0, 0)
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match=r"^CUDA: "):
         _C.cuda_fill_sjlt_matrix(law, 0, 1, out.data_ptr(), 0, 0)

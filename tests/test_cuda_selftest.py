@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import warnings
 
@@ -16,12 +17,14 @@ import torch
 from children import run_python
 
 from cuda_host.double import FAULTS, HostKernels, HostNative
-from cuda_host.library import FEW_PASSES
+from cuda_host.library import DTYPES, FEW_PASSES
 from trak_ext import _C, cuda_paths
 from trak_ext.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
 from trak_ext.known_answers import buffers, projections
+from trak_ext.known_answers.cases import run_cases
 from trak_ext.known_answers.quick import CASES, check_quickly
 from trak_ext.known_answers.report import check_cases
+from trak_ext.known_answers.sparse import sparse_cases
 from trak_ext.known_answers.thorough import CASES as THOROUGH
 
 pytestmark = pytest.mark.skipif(
@@ -33,15 +36,24 @@ PLACES = {
     "wgmma": ("projection", "wgmma"),
     "mma": ("projection", "mma"),
     "plain": ("projection", "plain"),
+    "sparse": ("sparse projection", "plain"),
+    "sparse matrix": ("sparse projection", "plain"),
+    "scoring wgmma": ("scoring", "wgmma"),
     "scoring mma": ("scoring", "mma"),
     "scoring plain": ("scoring", "plain"),
     "scoring plain, fp64": ("scoring in fp64", "plain"),
 }
-# Faults of what a place does not have: no matrix instruction, descriptor or chunk, or (scores of
-# fp32 by the plain kernel) no workspace but that of the best.
+# Faults of what a place does not have: no matrix instruction, descriptor or chunk, no workspace, or
+# (scores of fp32 by the plain kernel) no workspace but that of the best.
 ABSENT = {
     ("wrong stride", "mma"),
-    *((fault, "plain") for fault in ("swapped halves", "wrong stride")),
+    ("dropped last chunk", "scoring wgmma"),
+    *((fault, "sparse matrix") for fault in ("dropped last chunk", "stale workspace")),
+    *(
+        (fault, place)
+        for fault in ("swapped halves", "wrong stride")
+        for place in ("plain", "sparse", "sparse matrix")
+    ),
     *((fault, "scoring mma") for fault in ("wrong stride", "dropped last chunk")),
     *(
         (fault, place)
@@ -143,6 +155,20 @@ def test_every_kernel_of_a_path_is_launched_with_every_copy(host):
         assert values.params % 16
 
 
+def test_every_kernel_of_the_sparse_kind_is_launched(host):
+    with host.native.sparse.noting_launches() as launches:
+        run_cases(host, "plain", sparse_cases(host, "plain"))
+    names = {launch.kernel for launch in launches}
+    sums = {re.search(r"sjlt_sum_kernelILNS_5DTypeE(\d)ELi(\d)EEE", name) for name in names}
+    assert {tuple(map(int, found.groups())) for found in sums if found} == {
+        (dtype, rows) for dtype in DTYPES.values() for rows in (1, 2, 4, 8)
+    }
+    # One after each projection, and of one of them after each of 2 x 2 batches and windows.
+    assert sum("sjlt_fold_kernel" in launch.kernel for launch in launches) == 11 + 2 * 2
+    for kernel in ("group", "fold", "zero", "entry"):
+        assert any(f"sjlt_{kernel}_kernel" in name for name in names), kernel
+
+
 class _AllTiles(HostKernels):
     feature_dtypes = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -151,7 +177,7 @@ class _AllTiles(HostKernels):
 
 
 class _Counting(_AllTiles):
-    """Does nothing but count: calls, launches, bytes of buffers, multiply-adds."""
+    """Does nothing but count: calls, bytes of buffers, multiply-adds."""
 
     def __init__(self, native):
         super().__init__(native)
@@ -163,6 +189,12 @@ class _Counting(_AllTiles):
 
     def fill_matrix(self, *rest):
         self.calls += 1
+
+    def project_sparse(self, grads, out, law, *rest):
+        self.calls += 1
+        self.multiply_adds += sum(grad.numel() for grad, _ in grads) * law[1]
+
+    fill_sparse_matrix = fill_matrix
 
     def score(self, path, features, solved, *rest):
         self.calls += 1
@@ -241,10 +273,19 @@ def test_paths_are_tested_in_turn_until_none_is_left(native):
 
 
 def test_scoring_falls_back_too(native):
-    native.faults = {"scoring mma": FAULTS["stale workspace"]}
+    fault = FAULTS["stale workspace"]
+    native.faults = {"scoring wgmma": fault, "scoring mma": fault}
     chooser = PathChooser(lambda device: HostKernels(native), check_quickly)
-    with pytest.warns(CudaSelfTestWarning, match=r"of scoring found .* path mma failed"):
-        assert chooser.choose(DEVICE, "scoring", "mma") == "plain"
+    said = r"of scoring found .* path wgmma failed .*; mma failed .*; plain is used instead"
+    with pytest.warns(CudaSelfTestWarning, match=said):
+        assert chooser.choose(DEVICE, "scoring", "wgmma") == "plain"
+
+
+def test_a_failing_sparse_kind_computes_nothing(native):
+    native.faults = {"sparse": FAULTS["wrong sign"]}
+    chooser = PathChooser(lambda device: HostKernels(native), check_quickly)
+    with pytest.raises(RuntimeError, match=r"plain failed \(sjlt, .*; nothing was computed"):
+        chooser.choose(DEVICE, "sparse projection", "plain")
 
 
 def chooser_of(wrong: set[str], checked: list[str], kernels: object = None) -> PathChooser:
@@ -433,12 +474,11 @@ def test_the_path_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(cuda_paths, "CHOOSER", chooser_of(set(), []))
     assert cuda_paths.projection_path(DEVICE, 64) == "wgmma"
     assert cuda_paths.projection_path(DEVICE, 8) == "mma"
-    assert cuda_paths.scoring_path(DEVICE, torch.float32) == "mma"
+    assert cuda_paths.scoring_path(DEVICE, torch.float32) == "wgmma"
     for path in cuda_paths.PATHS:
         monkeypatch.setenv("TRAK_EXT_CUDA_PATH", path)
         assert cuda_paths.projection_path(DEVICE, 64) == path
-        scoring = "plain" if path == "plain" else "mma"
-        assert cuda_paths.scoring_path(DEVICE, torch.float32) == scoring
+        assert cuda_paths.scoring_path(DEVICE, torch.float32) == path
         assert cuda_paths.scoring_path(DEVICE, torch.float64) == "plain"
     monkeypatch.setenv("TRAK_EXT_CUDA_PATH", "")
     assert cuda_paths.projection_path(DEVICE, 64) == "wgmma"
@@ -449,6 +489,8 @@ def test_the_path_can_be_asked_for(monkeypatch):
         match="TRAK_EXT_CUDA_PATH: expected plain or mma for this device and build, got wgmma",
     ):
         cuda_paths.projection_path(DEVICE, 64)
+    monkeypatch.delenv("TRAK_EXT_CUDA_PATH")
+    assert cuda_paths.scoring_path(DEVICE, torch.float32) == "mma"
 
 
 @pytest.mark.parametrize("path", ["wgmma", "mma", "plain"])
@@ -465,7 +507,7 @@ def test_the_long_form_on_a_played_device(native, path):
     assert {check.device for check in checks} == {"cuda:0 (played on the host)"}
 
 
-@pytest.mark.parametrize("path", ["mma", "plain"])
+@pytest.mark.parametrize("path", ["wgmma", "mma", "plain"])
 def test_the_long_form_of_scores_on_a_played_device(native, path):
     native.faults = {}
     kernels = HostKernels(native)

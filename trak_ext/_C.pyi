@@ -155,6 +155,7 @@ def cuda_project_sjlt(
     out_row_stride: int,
     out_column_stride: int,
     law: tuple[int, int, int, int, int],
+    full_blocks: bool,
     workspace: int,
     workspace_bytes: int,
     device: int,

@@ -162,7 +162,7 @@ def _project_sjlt(views: Any, out: Tensor, law: tuple[int, int, int, int, int]) 
     size = _C.cuda_sjlt_workspace_bytes(views, out.shape[0], law, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
     queue = cuda_queue(out.device)
-    _C.cuda_project_sjlt(views, *output, law, workspace.data_ptr(), size, *queue)
+    _C.cuda_project_sjlt(views, *output, law, False, workspace.data_ptr(), size, *queue)
 
 
 def fill_sjlt_matrix(

@@ -9,11 +9,12 @@ int64_t cuda_sjlt_workspace_bytes(const SjltProblem& problem, int64_t limit) {
   return sjlt_workspace_bytes(problem, limit);
 }
 
-void cuda_project_sjlt(const SjltProblem& problem, float* workspace, int64_t workspace_bytes,
-                       const CudaQueue& queue) {
+void cuda_project_sjlt(const SjltProblem& problem, bool full_blocks, float* workspace,
+                       int64_t workspace_bytes, const CudaQueue& queue) {
   const DeviceGuard guard(queue.device);
   (void)code_architecture(sjlt_fold_kernel, queue.device);
-  run_sjlt(problem, {workspace, workspace_bytes}, reinterpret_cast<cudaStream_t>(queue.stream));
+  run_sjlt(problem, {workspace, workspace_bytes}, reinterpret_cast<cudaStream_t>(queue.stream),
+           full_blocks ? 0 : kSjltBlocksWanted);
 }
 
 void cuda_fill_sjlt_matrix(const SjltLaw& law, uint64_t param_offset, int64_t params, float* out,

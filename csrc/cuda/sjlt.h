@@ -12,9 +12,11 @@ namespace trak_ext {
 // more.
 int64_t cuda_sjlt_workspace_bytes(const SjltProblem& problem, int64_t limit);
 
-// Both only add work to the stream: they allocate nothing and wait for nothing.
-void cuda_project_sjlt(const SjltProblem& problem, float* workspace, int64_t workspace_bytes,
-                       const CudaQueue& queue);
+// Both only add work to the stream: they allocate nothing and wait for nothing. full_blocks: blocks
+// take as many rows as they can, however few blocks that leaves; small problems then launch the
+// kernels of large ones. Bits do not depend on it.
+void cuda_project_sjlt(const SjltProblem& problem, bool full_blocks, float* workspace,
+                       int64_t workspace_bytes, const CudaQueue& queue);
 // out[p, j] = R[param_offset + p, j] for p < params.
 void cuda_fill_sjlt_matrix(const SjltLaw& law, uint64_t param_offset, int64_t params, float* out,
                            const CudaQueue& queue);

@@ -228,7 +228,8 @@ TRAK_EXT_DEVICE int add_chunks(const SjltSumProblem& problem, const SjltTile& ti
       const auto word = device::load_shared<uint32_t>(
           shared.signs + chunk * (kSjltBlocks * static_cast<int>(sizeof(Words4))) +
           (bit >> 5) * static_cast<uint32_t>(sizeof(uint32_t)));
-      signs[u] = law_from_bits((~(word << (31u - (bit & 31u))) & 0x80000000u) | 0x3F800000u);
+      signs[u] = law_from_bits(
+          device::clear_then_set(word << (31u - (bit & 31u)), 0x80000000u, 0x3F800000u));
       const int64_t bytes = wrapped ? found.bytes - wrap_bytes : found.bytes;
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {

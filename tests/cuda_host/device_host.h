@@ -174,7 +174,7 @@ inline float half_to_float(uint16_t bits) {
 }
 
 inline uint32_t clear_then_set(uint32_t word, uint32_t mask, uint32_t one) {
-  if (is_planted(Planted::kWrongSign) && thread_index() == 5) word ^= 0x8000u;
+  if (is_planted(Planted::kWrongSign) && thread_index() == 5) word ^= mask & (0u - mask);
   return (~word & mask) | one;
 }
 

@@ -15,6 +15,7 @@ from trak_ext.known_answers.kernels import DeviceKernels
 
 from .library import FEW_PASSES, HostLibrary, build_runner
 from .scoring_library import ScoringLibrary
+from .sjlt_library import SjltHostLibrary
 
 # As in runner.h.
 FAULTS = {
@@ -31,13 +32,15 @@ class HostNative:
     """The functions of `_C` for CUDA, of which those that launch run on the host.
 
     Faults are planted in some of the paths of a family only: `faults["wgmma"]` in the projection,
-    `faults["scoring mma"]` in scores.
+    `faults["scoring mma"]` in scores, `faults["sparse"]` in the sparse kind's projection,
+    `faults["matrix"]` and `faults["sparse matrix"]` in what fills matrices in.
     """
 
     def __init__(self, folder: Path) -> None:
         runner = build_runner(folder)
         self._projection = HostLibrary(folder, only="few", runner=runner)
         self._scoring = ScoringLibrary(folder, only="float32", runner=runner)
+        self.sparse = SjltHostLibrary(folder, runner=runner)
         self.faults: dict[str, int | Exception] = {}
         self.calls: list[str] = []
         scoring = {"float": False, "double": True}
@@ -82,6 +85,16 @@ class HostNative:
         """As `_C.cuda_fill_matrix`."""
         with self._faulty(self._projection, "matrix"):
             self._projection.cuda_fill_matrix(*arguments)
+
+    def cuda_project_sjlt(self, *arguments: Any) -> None:
+        """As `_C.cuda_project_sjlt`."""
+        with self._faulty(self.sparse, "sparse"):
+            self.sparse.cuda_project_sjlt(*arguments)
+
+    def cuda_fill_sjlt_matrix(self, *arguments: Any) -> None:
+        """As `_C.cuda_fill_sjlt_matrix`."""
+        with self._faulty(self.sparse, "sparse matrix"):
+            self.sparse.cuda_fill_sjlt_matrix(*arguments)
 
     def _score(self, run: Any, wide: bool, *arguments: Any) -> None:
         path = next(argument for argument in arguments if isinstance(argument, str))

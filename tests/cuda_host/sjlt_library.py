@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cuda_host.library import DTYPES, HOST, SOURCES, Gradient, build_runner, compile_host
+from cuda_host.library import (
+    DTYPES,
+    HOST,
+    NOTE,
+    SOURCES,
+    Gradient,
+    Launch,
+    build_runner,
+    compile_host,
+)
 
 
 class Law(ctypes.Structure):
@@ -58,6 +69,11 @@ def make_law(proj_dim: int, nnz: int, seed: int, model_id: int) -> Law:
     return Law(seed & 0xFFFFFFFF, seed >> 32, model_id, proj_dim // nnz, nnz)
 
 
+def law_of(width: int, nnz: int, seed_low: int, seed_high: int, model_id: int) -> Law:
+    """Take a law as `_C` does."""
+    return Law(seed_low, seed_high, model_id, width, nnz)
+
+
 def make_views(tensors: Sequence[Tensor], param_offset: int) -> ctypes.Array[Gradient]:
     views = []
     for grad in tensors:
@@ -82,6 +98,7 @@ class SjltHostLibrary:
         self._library.host_fill_matrix.restype = ctypes.c_char_p
         self._library.host_sizeof_problem.restype = ctypes.c_int64
         self._library.host_workspace_bytes.restype = ctypes.c_int64
+        self._library.host_blocks_wanted.restype = ctypes.c_int64
         assert self._library.host_sizeof_problem() == ctypes.sizeof(HostProblem)
 
     def project(
@@ -144,3 +161,37 @@ class SjltHostLibrary:
         if error is not None:
             raise RuntimeError(error.decode())
         return out
+
+    @contextmanager
+    def noting_launches(self) -> Iterator[list[Launch]]:
+        """Note launches in the list instead of running them."""
+        found: list[Launch] = []
+        note = NOTE(lambda shown: found.append(Launch.of(shown.contents)))
+        self._library.host_note_launches(note)
+        try:
+            yield found
+        finally:
+            self._library.host_note_launches(None)
+
+    def plant(self, fault: int) -> None:
+        """Plant a fault of runner.h in what is run from now on; 0 for none."""
+        ctypes.c_int.in_dll(self._library, "host_planted").value = fault
+
+    def cuda_project_sjlt(self, views: Any, *arguments: Any) -> None:
+        """Take what `_C.cuda_project_sjlt` takes."""
+        rows, out, *strides, law, full_blocks, workspace, workspace_bytes, _, _ = arguments
+        grads = (Gradient * len(views))(*(Gradient(*view) for view in views))
+        problem = Problem(law_of(*law), grads, len(views), rows, out, *strides)
+        blocks_wanted = 0 if full_blocks else self._library.host_blocks_wanted()
+        host = HostProblem(problem, workspace, workspace_bytes, 1, blocks_wanted)
+        error = self._library.host_project(ctypes.byref(host))
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+    def cuda_fill_sjlt_matrix(self, law: Any, *arguments: Any) -> None:
+        """Take what `_C.cuda_fill_sjlt_matrix` takes."""
+        param_offset, params, out, _, _ = arguments
+        problem = Matrix(law_of(*law), param_offset, params, 0.0, out)
+        error = self._library.host_fill_matrix(ctypes.byref(problem))
+        if error is not None:
+            raise RuntimeError(error.decode())

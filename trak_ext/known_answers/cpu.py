@@ -72,6 +72,7 @@ class CpuKernels(DeviceKernels):
         out: Tensor,
         law: tuple[int, int, int, int, int],
         least_workspace: bool = False,
+        full_blocks: bool = False,
     ) -> None:
         """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`."""
         strides = out.stride(0), out.stride(1)

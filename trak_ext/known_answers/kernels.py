@@ -147,15 +147,20 @@ class DeviceKernels:
         out: Tensor,
         law: tuple[int, int, int, int, int],
         least_workspace: bool = False,
+        full_blocks: bool = False,
     ) -> None:
-        """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`."""
+        """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`.
+
+        full_blocks: By the kernels of as many rows as there are, which large problems get.
+        """
         views = views_of(grads)
         limit = 0 if least_workspace else ops.CUDA_WORKSPACE_BYTES
         size = self.native.cuda_sjlt_workspace_bytes(views, out.shape[0], law, limit)
         workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
         output = (out.shape[0], out.data_ptr(), *out.stride())
+        space = (workspace.data_ptr(), size)
         queue = self.queue()
-        self.native.cuda_project_sjlt(views, *output, law, workspace.data_ptr(), size, *queue)
+        self.native.cuda_project_sjlt(views, *output, law, full_blocks, *space, *queue)
 
     def fill_sparse_matrix(
         self, law: tuple[int, int, int, int, int], param_offset: int, out: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,15 @@ def law_of(proj_dim: int, nnz: int) -> tuple[int, int, int, int, int]:
 
 def answers(name: str, proj_dim: int, nnz: int) -> Tensor:
     """Return 32 + base rows @ R, [8, proj_dim]: the CPU's, or the NumPy oracle's where asked."""
+    return _answers(name, proj_dim, nnz, projections.by_reference())
+
+
+@functools.cache
+def _answers(name: str, proj_dim: int, nnz: int, by_reference: bool) -> Tensor:
     base = base_rows(name)
     params, offset = VALUES[name]
     out = torch.full((BASE_ROWS, proj_dim), 32.0, dtype=torch.float32, device=CPU)
-    if projections.by_reference():
+    if by_reference:
         from .. import reference
 
         law = {"seed": SEED_HIGH << 32 | SEED_LOW, "model_id": MODEL_ID, "param_offset": offset}
@@ -52,6 +58,7 @@ class SparseCase:
     proj_dim: int
     nnz: int
     least_workspace: bool = False
+    full_blocks: bool = False
     _grads: Slot | None = None
     _out: Slot | None = None
 
@@ -71,7 +78,7 @@ class SparseCase:
         grads = [(self._grads.view(inputs), VALUES[self.name].param_offset)]
         out = self._out.view(outputs)[:, : self.proj_dim]
         law = law_of(self.proj_dim, self.nnz)
-        kernels.project_sparse(grads, out, law, self.least_workspace)
+        kernels.project_sparse(grads, out, law, self.least_workspace, self.full_blocks)
 
     def judge(self, outputs: Tensor) -> str | None:
         """Compare with the answer."""
@@ -133,12 +140,26 @@ class SparseMatrixCase:
 
 
 def sparse_cases(kernels: Any, path: str) -> list[Any]:
-    """Return the quick cases: chunks of many lengths, two levels of the tree, every layout."""
+    """Return the quick cases: every kernel, chunks of many lengths, two levels of the tree.
+
+    Of each dtype blocks of one row, of eight and four, and of two. The one of 32 repetitions goes
+    through the least workspace in two batches of rows and two windows of nodes.
+    """
+    float64, float32 = torch.float64, torch.float32
+    float16, bfloat16 = torch.float16, torch.bfloat16
     return [
-        SparseCase("two parts", torch.float32, "aligned in the matrix", 1, 1024, 1),
-        SparseCase("three parts", torch.float32, "odd", 9, 34, 2, least_workspace=True),
-        SparseCase("fp16", torch.float16, "aligned", 6, 12, 4),
-        SparseCase("one part", torch.bfloat16, "strided", 3, 257, 1),
+        SparseCase("two parts", float32, "aligned in the matrix", 1, 1024, 1),
+        SparseCase("three parts", float32, "odd", 11, 32, 32, True, True),
+        SparseCase("two parts", float32, "strided", 2, 34, 2, full_blocks=True),
+        SparseCase("fp16", float16, "aligned", 6, 12, 4),
+        SparseCase("fp16", float16, "odd", 11, 257, 1, full_blocks=True),
+        SparseCase("fp16", float16, "strided", 2, 12, 4, full_blocks=True),
+        SparseCase("one part", bfloat16, "strided", 3, 257, 1),
+        SparseCase("one part", bfloat16, "aligned", 11, 34, 2, full_blocks=True),
+        SparseCase("one part", bfloat16, "odd", 2, 12, 4, full_blocks=True),
+        SparseCase("one part", float64, "odd", 3, 34, 2),
+        SparseCase("one part", float64, "aligned in the matrix", 11, 257, 1, full_blocks=True),
+        SparseCase("one part", float64, "strided", 2, 1024, 1, full_blocks=True),
         SparseMatrixCase(FIRST_PARAM, 301, 276, 3),
     ]
 
@@ -150,7 +171,9 @@ def thorough_sparse_cases(kernels: Any, path: str) -> list[Any]:
         for proj_dim, nnz in ((1, 1), (64, 64), (130, 2), (1000, 1), (5000, 1)):
             for name, dtype in (("two parts", torch.float32), ("one part", torch.float64)):
                 layout = ("aligned", "odd")[rows % 2]
-                cases.append(SparseCase(name, dtype, layout, rows, proj_dim, nnz))
+                case = SparseCase(name, dtype, layout, rows, proj_dim, nnz)
+                case.full_blocks = nnz == 1
+                cases.append(case)
     for offset in (0, 77, 2**62):
         cases.append(SparseMatrixCase(offset, 130, 33, 1))
     return cases
