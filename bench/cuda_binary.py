@@ -12,6 +12,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+# The tiles of the kernels that multiply, and what their template arguments after the class that
+# makes entries are, in order, as far as it is wanted here.
+TILES = {
+    "TileShape": ("passes", "column_tiles", "row_tiles"),
+    "WarpgroupTile": ("passes", "warpgroups", "column_tiles", "rows"),
+}
+# As a name is mangled: the class that makes entries, and numbers after it.
+ENTRIES = r"INS_\d+(Rademacher|Normal)EntriesE((?:Li\d+E)+)"
+
 
 @dataclasses.dataclass
 class Kernel:
@@ -35,18 +44,19 @@ class Kernel:
         """Return the number of instructions that touch local memory."""
         return self.opcodes["LDL"] + self.opcodes["STL"]
 
-    @property
+    @functools.cached_property
     def tile(self) -> tuple[str, int, int, int] | None:
         """Return (kind, passes, columns a warp, rows) of a multiplying kernel, else None.
 
         The warpgroup's kernels are there for every architecture, and all but sm_90a's are a trap.
         """
-        found = re.search(r"\d(Rademacher|Normal)EntriesELi(\d+)ELi(\d+)ELi(\d+)E", self.name)
+        found = re.search(rf"\d({'|'.join(TILES)}){ENTRIES}", self.name)
         if found is None or (self.path == "wgmma" and not self.opcodes["HGMMA"]):
             return None
-        passes, column_tiles, rows = map(int, found.groups()[1:])
-        rows *= 1 if self.path == "wgmma" else 8
-        return found[1].lower(), passes, 16 * column_tiles, rows
+        numbers = map(int, re.findall(r"Li(\d+)E", found[3]))
+        argument = dict(zip(TILES[found[1]], numbers, strict=False))
+        rows = argument["rows"] if "rows" in argument else 8 * argument["row_tiles"]
+        return found[2].lower(), argument["passes"], 16 * argument["column_tiles"], rows
 
     @property
     def path(self) -> str:
@@ -75,6 +85,8 @@ class Kernel:
             found = re.search(r"\d([a-z_]+_kernel)(ILNS_4KindE(\d))?", self.name)
             if found is None:
                 return self.name
+            if entries := re.search(rf"_kernel{ENTRIES}", self.name):  # split_gradients_kernel
+                return f"{found[1]} {entries[1].lower()} x{entries[2][2:-1]}"
             return found[1] + {None: "", "0": " rademacher", "1": " normal"}[found[3]]
         kind, passes, columns, rows = self.tile
         return f"{self.path} {kind} x{passes} [{columns} x {rows}]"
@@ -94,6 +106,12 @@ def find_cuobjdump() -> str | None:
 def opcode(text: str) -> str:
     """Return an instruction's name without guard and modifiers."""
     return re.sub(r"^@!?U?P\w+ ", "", text).split()[0].split(".")[0]
+
+
+def branch_target(text: str) -> int | None:
+    """Return the address that a branch leads to, or None for another instruction."""
+    found = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+    return int(found[1], 16) if found else None
 
 
 def read_kernels(cuobjdump: str, binary: str) -> list[Kernel]:

@@ -24,7 +24,7 @@ from gpu_costs import Device
 from sass.machine import Machine, Memory
 from sass.matrix import multiply
 
-from cuda_binary import Kernel, opcode
+from cuda_binary import Kernel, branch_target, opcode
 from trak_ext.normal_table import NORMAL_TABLE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -133,9 +133,7 @@ def run_problem(kernels: dict[str, Kernel], problem: Problem, grads: Array) -> A
 
 @functools.cache
 def _roles(name: str, code: tuple[tuple[int, str], ...]) -> dict[int, str]:
-    targets = {
-        int(found[1], 16) for _, text in code if (found := re.search(r"BRA.* 0x([0-9a-f]+)", text))
-    }
+    targets = {branch_target(text) for _, text in code}
     blocks: list[list[tuple[int, str]]] = [[]]
     for address, text in code:
         if blocks[-1] and address in targets:
@@ -182,9 +180,13 @@ def count_block(kernel: Kernel, launch: Any, block: int) -> Work[str]:
             work[f"hgmma {found[1]}"] += number
         elif name == "HMMA":
             work["hmma"] += number
-        if name in ("LDS", "STS", "LDGSTS"):
-            width = 4 if ".128" in text else 2 if ".64" in text else 1
+        # Behind a copy the compiler puts loads that no thread takes.
+        if name in ("LDS", "STS", "LDGSTS", "LDSM") and not text.startswith("@!PT"):
+            width = 4 if re.search(r"\.(128|M88\.4)", text) else 2 if ".64" in text else 1
+            width = 2 if ".M88.2" in text else width
             work["wavefronts_at_best"] += number * width
+        elif name == "UBLKCP":  # of any size, without conflicts
+            work["wavefronts_at_best"] += counts.wavefronts[address]
     work["wavefronts"] = sum(counts.wavefronts.values())
     return work
 
@@ -275,7 +277,8 @@ def stage_figures(kernels: dict[str, Kernel], kernel: Kernel, problem: Problem) 
     (blocks, few), (_, many) = found
     warps = launches[0].threads // 32
     stages = 2 * 4
-    slope = {name: (many[name] - few[name]) / (blocks * warps * stages) for name in many}
+    # What a kernel does not have is 0 of a Counter.
+    slope = Work({name: (many[name] - few[name]) / (blocks * warps * stages) for name in many})
     _, _, columns, _ = kernel.tile
     pairs = columns * 128 / 2 / 32  # of entries, a thread
     return {

@@ -1,4 +1,4 @@
-"""What projections cost by count of the compiled machine code: never more than before.
+"""What projections cost by count of the compiled machine code, beside limits and what it was.
 
 Counts are of machine code run on the CPU (bench/kernel_counts.py), against those of 0.1.0.
 """
@@ -6,6 +6,7 @@ Counts are of machine code run on the CPU (bench/kernel_counts.py), against thos
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -15,10 +16,22 @@ import pytest
 from trak_ext import _C
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-BEFORE = BENCH / "results" / "machine_code_0.1.0.json"
+BEFORE = {
+    80: BENCH / "results" / "machine_code_0.1.0_sm_80.json",
+    90: BENCH / "results" / "machine_code_0.1.0.json",
+}
+PATHS = [(80, "mma"), (90, "mma"), (90, "wgmma")]
 # At most: issue slots at 64 rows beside those of 0.1.0; the binding pipe's time of 65 rows beside
 # that of 64; and of an odd `param_offset` beside an even one.
-OF_BEFORE, OF_64_ROWS, OF_EVEN = 1.0, 2.0, 2.4
+OF_BEFORE, OF_64_ROWS, OF_EVEN = 0.75, 1.4, 1.2
+# Where that does not hold, the measured value, rounded up. A `mma` tile of signs has 32 rows, for
+# want of registers, so that at 64 rows all signs are made twice: .827 and .817, and issue slots are
+# half of what the matrix pipe takes. A `wgmma` of 8 rows costs 13 cycles beside 32 of 64: 1.406.
+REACHED = {
+    (80, "mma", "issue slots"): 0.83,
+    (90, "mma", "issue slots"): 0.82,
+    (90, "wgmma", "65 rows"): 1.41,
+}
 VARIANTS = {
     "65 rows": ({"batch": 65}, {}, OF_64_ROWS),
     "fp32": ({"param_offset": 1}, {}, OF_EVEN),
@@ -31,8 +44,6 @@ VARIANTS = {
 def report():
     if not hasattr(_C, "cuda_kernels"):
         pytest.skip("trak_ext was built without CUDA")
-    if "90a" not in _C.cuda_build()["architectures"]:
-        pytest.skip("not built for sm_90a")
     sys.path.insert(0, str(BENCH))
     try:
         import machine_code
@@ -48,29 +59,44 @@ def kernels(report):
     return report.read_kernels(report.find_cuobjdump(), _C.__file__)
 
 
+@pytest.fixture(scope="module")
+def milliseconds(report, kernels):
+    return functools.cache(lambda problem: report.times(kernels, problem)["milliseconds"])
+
+
+@pytest.fixture(params=PATHS, ids=lambda pair: f"sm_{pair[0]}-{pair[1]}")
+def path(report, kernels, request):
+    arch, name = request.param
+    if name not in report.paths_of(kernels, arch):
+        pytest.skip(f"not built for sm_{arch}{'a' if name == 'wgmma' else ''}")
+    return request.param
+
+
 def problem_of(report, path, **rest):
-    return report.Problem(90, path, "rademacher", rest.pop("passes", 2), 64, 10**8, 8192, **rest)
+    limit, passes = report.SHARED_LIMITS[path[0]], rest.pop("passes", 2)
+    shape = (64, 10**8, 8192)
+    return report.Problem(*path, "rademacher", passes, *shape, shared_limit=limit, **rest)
 
 
-@pytest.mark.parametrize("path", ["mma", "wgmma"])
-def test_issue_slots_at_64_rows(report, kernels, path):
+def test_issue_slots_at_64_rows(report, milliseconds, path):
     problem = problem_of(report, path)
     wanted = dataclasses.asdict(problem)
     before = [
         one["milliseconds"]["issue"]
-        for one in json.loads(BEFORE.read_text())["settings"]["times"]
+        for one in json.loads(BEFORE[problem.arch].read_text())["settings"]["times"]
         if all(one[name] == value for name, value in wanted.items())
     ]
     assert len(before) == 1
-    now = report.times(kernels, problem)["milliseconds"]["issue"]
-    assert now <= OF_BEFORE * before[0] * (1 + 1e-9)
+    now = milliseconds(problem)["issue"]
+    limit = REACHED.get((*path, "issue slots"), OF_BEFORE)
+    assert now <= limit * before[0], now / before[0]
 
 
-@pytest.mark.parametrize("path", ["mma", "wgmma"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_cost_little_more(report, kernels, path, variant):
-    changed, base, limit = VARIANTS[variant]
+def test_variants_cost_little_more(report, milliseconds, path, variant):
+    changed, base, wanted = VARIANTS[variant]
     problem = problem_of(report, path, **base)
-    plain = report.times(kernels, problem)["milliseconds"]
-    varied = report.times(kernels, dataclasses.replace(problem, **changed))["milliseconds"]
-    assert max(varied.values()) <= limit * max(plain.values()) * (1 + 1e-9)
+    plain = milliseconds(problem)
+    varied = milliseconds(dataclasses.replace(problem, **changed))
+    ratio = max(varied.values()) / max(plain.values())
+    assert ratio <= REACHED.get((*path, variant), wanted)

@@ -28,6 +28,11 @@ def report():
 
 
 @pytest.fixture(scope="module")
+def binary(report):
+    return sys.modules[report.Kernel.__module__]
+
+
+@pytest.fixture(scope="module")
 def kernels(report):
     found = report.read_kernels(report.find_cuobjdump(), _C.__file__)
     assert found
@@ -66,9 +71,16 @@ def test_matrix_instructions_of_warpgroups_overlap(kernels):
         if kernel.path == "wgmma" and kernel.tile is not None:
             waits = [text for _, text in kernel.code if "WARPGROUP.DEPBAR" in text]
             assert sum("gsb0, 0x1" in text for text in waits) >= len(waits) / 2, kernel.label
-            groups = sum("HGMMA" in text and "gsb0" in text for _, text in kernel.code)
-            _, passes, _, _ = kernel.tile
-            assert kernel.opcodes["HGMMA"] == passes * groups, kernel.label
+            groups = [0]
+            for _, text in kernel.code:
+                groups[-1] += "HGMMA" in text
+                if "HGMMA" in text and "gsb0" in text:
+                    groups.append(0)
+            # Two steps of signs are started together, one of normal entries.
+            kind, passes, _, _ = kernel.tile
+            steps = {"rademacher": 2, "normal": 1}[kind]
+            assert groups.pop() == 0
+            assert set(groups) == {steps * passes}, kernel.label
 
 
 def test_the_matrix_pipe_binds_from_64_rows_on(report, kernels):
@@ -90,10 +102,36 @@ def test_no_kernel_asks_for_more_shared_memory_than_its_devices_have(report):
     assert max(k["shared_bytes"] for k in _C.cuda_kernels("wgmma", limit)) <= limit
 
 
-def test_gradients_are_copied_asynchronously_16_bytes_at_a_time(kernels):
+def test_operands_are_copied_asynchronously_16_bytes_at_a_time_or_in_bulk(binary, kernels):
+    # By the threads for the warp's matrix instruction; by one thread, a whole stage, for the
+    # warpgroup's.
     for kernel in kernels:
         if kernel.arch >= 80 and kernel.tile is not None:
-            assert any("LDGSTS" in text and ".128" in text for _, text in kernel.code), kernel.label
+            copies = [t for _, t in kernel.code if binary.opcode(t) in ("LDGSTS", "UBLKCP")]
+            name, modifier = ("UBLKCP", ".S.G") if kernel.path == "wgmma" else ("LDGSTS", ".128")
+            assert copies, kernel.label
+            assert all(name in text and modifier in text for text in copies), kernel.label
+            # Nothing comes another way but, for normal entries, the table.
+            others = sum(binary.opcode(text) == "LDG" for _, text in kernel.code)
+            assert others == (kernel.tile[0] == "normal"), kernel.label
+
+
+def test_fragments_are_loaded_as_matrices(kernels):
+    for kernel in kernels:
+        if kernel.arch >= 80 and kernel.tile is not None:
+            assert (kernel.opcodes["LDSM"] > 0) == (kernel.path == "mma"), kernel.label
+
+
+def test_gradients_are_split_16_bytes_at_a_time(kernels):
+    # Aligned fp32, that is: 8 rows of 512 by 256 threads. Parts leave in whole core matrices.
+    found = [k for k in kernels if "split_gradients_kernel" in k.name]
+    assert len({kernel.label for kernel in found}) == 6
+    for kernel in found:
+        texts = [text for _, text in kernel.code]
+        assert sum("LDG" in text and ".128" in text for text in texts) >= 4, kernel.label
+        stores = [text for text in texts if "STG" in text]
+        assert stores, kernel.label
+        assert all(".128" in text for text in stores), kernel.label
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -107,6 +145,8 @@ def test_signs_cost_at_most_one_and_a_half_alu_instructions_a_pair(report, kerne
         steps = columns / 16 * 8 * passes
         assert figures["matrix"] == steps * (1 if kernel.path == "wgmma" else rows / 8)
         assert figures["target_alu_per_pair"] <= 1.5, (kernel.label, figures)
+        # Shared memory works without bank conflicts.
+        assert figures["wavefronts"] == figures["wavefronts_at_best"], (kernel.label, figures)
 
 
 # Products of parts that are kept, by feature dtype and parts of the targets.
@@ -142,7 +182,7 @@ def test_no_kernel_takes_generic_loads_or_stores(kernels):
     assert [k.label for k in kernels if any(k.opcodes[name] for name in generic)] == []
 
 
-def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(report, kernels):
+def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(binary, kernels):
     tiles = scoring_tiles(kernels, 90, "wgmma")
     if not has_warpgroups(90):
         assert tiles == {}
@@ -155,9 +195,9 @@ def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(re
         assert any("LDGSTS" in text and ".128" in text for _, text in kernel.code), kernel.label
         loops = []
         for address, text in kernel.code:
-            target = report.branch_target(text)
+            target = binary.branch_target(text)
             if target is not None and target < address:
-                inside = [report.opcode(t) for a, t in kernel.code if target <= a <= address]
+                inside = [binary.opcode(t) for a, t in kernel.code if target <= a <= address]
                 if "HGMMA" in inside:
                     loops.append(inside)
         # Three warpgroups take turns. The copies of single elements and the way to the next
@@ -166,19 +206,19 @@ def test_the_warpgroups_scoring_kernels_issue_less_than_the_tensor_cores_work(re
             assert len(min(loops, key=len)) <= products * targets / 2, kernel.label
 
 
-def sparse_loop(kernel):
+def sparse_loop(binary, kernel):
     """Return the loop over chunks that a tensor has all of: the inner one with the most loads."""
     loops = []
     for address, text in kernel.code:
-        target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        if target and int(target[1], 16) < address:
-            inside = [t for a, t in kernel.code if int(target[1], 16) <= a < address]
+        target = binary.branch_target(text)
+        if target is not None and target < address:
+            inside = [t for a, t in kernel.code if target <= a < address]
             if not any("BRA" in t for t in inside):
                 loops.append(inside)
     return max(loops, key=lambda loop: sum("LDG" in text for text in loop))
 
 
-def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(kernels):
+def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(binary, kernels):
     # While the memory of an H200 brings 32 elements of fp32 to a multiprocessor, its schedulers
     # have some 25 issue slots.
     slots = {"8": 7.5, "4": 10.0, "2": 17.0, "1": 28.0}
@@ -188,7 +228,7 @@ def test_sparse_kernels_keep_many_loads_under_way_in_few_issue_slots(kernels):
     assert len({kernel.name for kernel in found}) == 16
     for kernel in found:
         dtype, rows = re.search(r"DTypeE(\d)ELi(\d)E", kernel.name).groups()
-        loop = sparse_loop(kernel)
+        loop = sparse_loop(binary, kernel)
         loads = sum("LDG" in text for text in loop)
         assert loads >= (8 if dtype == "0" or rows == "1" else 32 if rows == "8" else 16)
         # An fp32 or converted element: a load and an addition or multiply-add of one rounding.
