@@ -2,6 +2,7 @@
 #pragma once
 
 #include "multiply_kernel.h"
+#include "path.h"
 #include "plain_kernel.h"
 #include "split_gradients_kernel.h"
 #include "warpgroup_kernel.h"
@@ -62,7 +63,10 @@ Multiplier rademacher_tile(int64_t rows) {
     return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 1, kSlotStages, kSlots, 2>>();
   }
   if (rows <= 16) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 2, 2, 3, 1>>();
-  return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, 1, 4, 1>>();
+  if (rows <= 32) return tile_multiplier<TileShape<RademacherEntries, kPasses, 4, 4, 1, 4, 1>>();
+  // Half the columns, or its sums would not fit in a thread's registers.
+  constexpr int kSlots = kPasses == 3 ? 2 : 3;
+  return tile_multiplier<TileShape<RademacherEntries, kPasses, 2, 8, 1, kSlots, 1>>();
 }
 
 // A normal entry costs some twenty times a sign, so fewer columns and more rows; the most where a
@@ -136,6 +140,17 @@ inline Multiplier tensor_core_multiplier(Kind kind, int passes, int64_t rows,
 inline Multiplier warpgroup_multiplier(Kind kind, int passes, int64_t rows) {
   return kind == Kind::kRademacher ? rademacher_warpgroup_multiplier(passes, rows)
                                    : normal_warpgroup_multiplier(passes, rows);
+}
+
+// The kernel of a path for so many rows. is_rest: they are what a larger batch has beyond whole
+// tiles; few of them take the warp's instruction, which is faster there, and the bits are the same.
+inline Multiplier choose_multiplier(CudaPath path, Kind kind, int passes, int64_t rows,
+                                    bool is_rest, int64_t shared_limit) {
+  if (path == CudaPath::kPlain) return plain_multiplier(kind);
+  if (path == CudaPath::kMma || (is_rest && rows <= kTileRows)) {
+    return tensor_core_multiplier(kind, passes, rows, shared_limit);
+  }
+  return warpgroup_multiplier(kind, passes, rows);
 }
 
 }  // namespace trak_ext

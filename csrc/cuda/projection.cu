@@ -23,18 +23,6 @@ CudaPath best_path(int device) {
   return register_count(wgmma.kernel) > kRegistersOfTrap ? CudaPath::kWgmma : CudaPath::kMma;
 }
 
-Multiplier choose_multiplier(CudaPath path, Kind kind, int passes, int64_t rows, int device) {
-  switch (path) {
-    case CudaPath::kWgmma:
-      return warpgroup_multiplier(kind, passes, rows);
-    case CudaPath::kMma:
-      return tensor_core_multiplier(
-          kind, passes, rows, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    default:
-      return plain_multiplier(kind);
-  }
-}
-
 }  // namespace
 
 int64_t cuda_workspace_bytes(const CudaProjectionProblem& problem, int64_t limit) {
@@ -69,11 +57,12 @@ void cuda_project(const CudaProjectionProblem& problem, const std::string& path_
   const DeviceGuard guard(queue.device);
   const CudaPath path = find_path(path_name, best_path(queue.device));
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, queue.device);
+  const int shared_limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, queue.device);
   for (int64_t i = 0; i < problem.num_grads; ++i) {
     const GradientView& grad = problem.grads[i];
-    const auto choose = [&](int64_t rows) {
-      return choose_multiplier(path, problem.law.kind, passes_of(grad.dtype, problem.passes), rows,
-                               queue.device);
+    const int passes = passes_of(grad.dtype, problem.passes);
+    const auto choose = [&](int64_t rows, bool is_rest) {
+      return choose_multiplier(path, problem.law.kind, passes, rows, is_rest, shared_limit);
     };
     run_projection(choose, problem.law, grad, problem.rows, problem.proj_dim, problem.out,
                    {problem.workspace, problem.workspace_bytes}, multiprocessors,

@@ -168,8 +168,8 @@ inline void run_rows(const Multiplier& multiplier, MultiplyProblem problem, int6
   }
 }
 
-// out += grad R, for one gradient tensor [rows, params]. choose(rows) is the kernel for so many
-// rows: what a batch has beyond whole tiles goes to a smaller one.
+// out += grad R, for one gradient tensor [rows, params]. choose(rows, is_rest) is the kernel for so
+// many rows: what a batch has beyond whole tiles goes to a smaller one.
 template <class Choose>
 void run_projection(const Choose& choose, const MatrixLaw& law, const GradientView& grad,
                     int64_t rows, int64_t proj_dim, const OutputView& out,
@@ -179,7 +179,7 @@ void run_projection(const Choose& choose, const MatrixLaw& law, const GradientVi
   problem.law = law;
   problem.grad = grad;
   for (int64_t row = 0; row < rows;) {
-    const Multiplier multiplier = choose(rows - row);
+    const Multiplier multiplier = choose(rows - row, row > 0);
     const int64_t left = rows - row;
     const int64_t whole = left / multiplier.tile_rows * multiplier.tile_rows;
     const int64_t taken = whole > 0 ? whole : left;

@@ -73,12 +73,13 @@ extern "C" const char* host_project(const HostProblem* problem) {
                        static_cast<int64_t>(sizeof(float)));
     }
     const int passes = trak_ext::passes_of(p.grad.dtype, p.passes);
-    const auto choose = [&](int64_t rows) {
+    const auto path = p.passes == 0       ? trak_ext::CudaPath::kPlain
+                      : p.warpgroups != 0 ? trak_ext::CudaPath::kWgmma
+                                          : trak_ext::CudaPath::kMma;
+    const auto choose = [&](int64_t rows, bool is_rest) {
       const int64_t tile_for = p.tile_for_rows > 0 ? p.tile_for_rows : rows;
-      return p.passes == 0 ? trak_ext::plain_multiplier(p.law.kind)
-             : p.warpgroups != 0
-                 ? trak_ext::warpgroup_multiplier(p.law.kind, passes, tile_for)
-                 : trak_ext::tensor_core_multiplier(p.law.kind, passes, tile_for, p.shared_limit);
+      return trak_ext::choose_multiplier(path, p.law.kind, passes, tile_for, is_rest,
+                                         p.shared_limit);
     };
     trak_ext::run_projection(choose, p.law, cut_short(p.grad), p.rows, p.proj_dim, p.out,
                              p.workspace, p.multiprocessors, nullptr);
