@@ -102,7 +102,7 @@ def test_the_machine_code_reads_every_dtype_and_alignment(
 FAULTS = {
     "another logic function": (r"(LOP3\.LUT .*), 0xae,", r"\1, 0xea,", True),
     "halves swapped": (
-        r"(F2FP\.BF16\.F32\.PACK_AB(?:\.RZ)? R\d+), (.*), (.*)$",
+        r"(F2FP\.BF16(?:\.F32)?\.PACK_AB(?:\.RZ)? R\d+), (.*), (.*)$",
         r"\1, \3, \2",
         True,
     ),
@@ -115,12 +115,14 @@ def test_faults_planted_in_the_machine_code_are_seen(counts, kernels, path, faul
     pattern, instead, everywhere = FAULTS[fault]
     problem = counts.Problem(*path, "rademacher", 2, 8, 530, 20)
     named = kernels_of(kernels, problem)
-    doctored = dict(named)
+    doctored, planted = dict(named), 0
     for name in {launch.kernel for launch in counts.launches_of(problem)}:
         code = list(named[name].code)
         places = [i for i, (_, text) in enumerate(code) if re.search(pattern, text)]
         for i in places if everywhere else places[:1]:
             code[i] = (code[i][0], re.sub(pattern, instead, code[i][1]))
         doctored[name] = dataclasses.replace(named[name], code=code)
+        planted += code != named[name].code
+    assert planted
     with pytest.raises(AssertionError):
         check(counts, doctored, problem)
