@@ -231,7 +231,7 @@ def tiles_of(kernels: Any, path: str) -> list[dict[str, Any]]:
 def projection_cases(kernels: Any, path: str) -> list[ProjectionCase]:
     """Return the quick cases: every kernel once, and a batch of two tiles in the least workspace.
 
-    A kernel gets as many rows as it takes, or 1 or 3 less; more columns than a tile; and an fp32
+    A kernel gets as many rows as it takes, or 1 or 3 less; more columns than any tile; and an fp32
     tensor in two layouts beside one of another dtype.
     """
     precisions = {passes: name for name, passes in ops.PRECISIONS.items()}
@@ -244,7 +244,7 @@ def projection_cases(kernels: Any, path: str) -> list[ProjectionCase]:
         is_last = i + 1 == len(tiles) or tiles[i + 1]["kind"] != kind
         least_rows = 1 if is_first else tiles[i - 1]["tile_rows"] + 1
         rows = max(least_rows, tile["tile_rows"] - (0, 3, 1)[passes - 1])
-        columns = tile["tile_columns"] + 21
+        columns = 21 + max(t["tile_columns"] for t in tiles if t["kind"] == kind)
         values = FP32_VALUES[precision]
         grads = [(values, torch.float32, LAYOUTS[(i + shift) % 4]) for shift in (0, 2)]
         grads.append((*OTHER[precision], LAYOUTS[(i + 1) % 4]))
