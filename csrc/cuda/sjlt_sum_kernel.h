@@ -248,8 +248,16 @@ TRAK_EXT_DEVICE int add_chunks(const SjltSumProblem& problem, const SjltTile& ti
   return begin;
 }
 
+// Blocks of a multiprocessor. For sm_120 ptxas spills where three have eight rows of halves.
 template <DType kDType, int kRows>
-TRAK_EXT_KERNEL(kSjltThreads, (kDType == DType::kFloat64 ? 2 : 3))
+constexpr int kSjltBlocksPerSm = kDType == DType::kFloat64 ? 2
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+                                 : kDType != DType::kFloat32 && kRows == 8 ? 2
+#endif
+                                                                           : 3;
+
+template <DType kDType, int kRows>
+TRAK_EXT_KERNEL(kSjltThreads, (kSjltBlocksPerSm<kDType, kRows>))
 sjlt_sum_kernel(TRAK_EXT_KERNEL_ARGUMENT SjltSumProblem problem) {
   const int64_t index = device::block_index();
   const int64_t row_group = index / problem.tiles % problem.row_groups;
