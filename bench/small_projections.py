@@ -6,6 +6,7 @@ python bench/small_projections.py [cuda|cpu] [few]        (cpu: a rehearsal; few
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -49,8 +50,8 @@ def run_sparse(device: torch.device) -> None:
             assert torch.equal(got.cpu(), trak_ext.project(grads.cpu(), proj_dim, **law))
 
 
-def main() -> None:
-    """Run every path that the build has for the device."""
+def run_paths(run: Callable[..., None], what: str) -> Gpu:
+    """Run every path that the build has for the device, and return the device."""
     gpu = Rehearsal() if "cpu" in sys.argv else Gpu()
     few = "few" in sys.argv
     for path in find_paths(gpu, plain=not few):
@@ -58,7 +59,13 @@ def main() -> None:
             run(path, gpu.device, DTYPES[1:2], ("high",))
         else:
             run(path, gpu.device, DTYPES)
-        print(f"every kernel of {path} has run")
+        print(f"every {what} of {path} has run")
+    return gpu
+
+
+def main() -> None:
+    """Run the dense kinds on every path, and the sparse kind."""
+    gpu = run_paths(run, "kernel")
     run_sparse(gpu.device)
     print("every kernel of the sparse kind has run")
 

@@ -5,15 +5,11 @@ python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal; few: fp3
 
 from __future__ import annotations
 
-import sys
-
 import torch
+from small_projections import run_paths
 
-from gpu import Gpu, Rehearsal
-from projection_cuda import cuda_path, find_paths
+from projection_cuda import cuda_path
 from trak_ext.solved_targets import SolvedTargets
-
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def run(
@@ -45,17 +41,5 @@ def run(
                 assert torch.equal(best.values, scores.T.gather(1, best.indices))
 
 
-def main() -> None:
-    """Run every path that the build has for the device."""
-    gpu = Rehearsal() if "cpu" in sys.argv else Gpu()
-    few = "few" in sys.argv
-    for path in find_paths(gpu, plain=not few):
-        if few:
-            run(path, gpu.device, DTYPES[1:2], ("high",))
-        else:
-            run(path, gpu.device, DTYPES)
-        print(f"every scoring kernel of {path} has run")
-
-
 if __name__ == "__main__":
-    main()
+    run_paths(run, "scoring kernel")

@@ -47,14 +47,6 @@ TRAK_EXT_DEVICE uint64_t move_operand(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes >> 4);
 }
 
-// Makes what this thread stored to shared memory visible to matrix instructions that other threads
-// start after the next barrier: they read through another proxy.
-TRAK_EXT_DEVICE void publish_operand() {
-#if defined(TRAK_EXT_WARPGROUPS)
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 // Before multiplications whose registers `a` or `d` were touched since the last one.
 template <int kCount, int kRowTiles>
 TRAK_EXT_DEVICE void begin_multiply(uint32_t (&a)[kCount][4], float (& /*d*/)[kRowTiles][4]) {

@@ -122,7 +122,6 @@ inline uint64_t describe_operand(const void* shared, int summed_bytes, int row_b
 inline uint64_t move_operand(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes >> 4);
 }
-inline void publish_operand() { Runner::get().publish_operand(); }
 template <int kCount, int kRowTiles>
 void begin_multiply(uint32_t (&a)[kCount][4], float (&d)[kRowTiles][4]) {
   Runner::get().begin_multiply(a[0], kCount, d[0]);

@@ -74,9 +74,6 @@ struct MatrixState {
   std::map<float*, std::vector<float>> hidden;
   std::vector<std::vector<Product>> groups;  // committed, the oldest first
   std::vector<Product> open;
-  // When it last published its stores, and when before the last barrier.
-  int64_t published = -1;
-  int64_t published_before_barrier = -1;
 };
 
 struct Fiber {

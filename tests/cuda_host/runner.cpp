@@ -170,13 +170,7 @@ void Runner::release(int state, int first, int count) {
     waiting += found == state;
   }
   if (waiting == 0) return;
-  if (state == kAtBarrier) {
-    ++epoch_;
-    for (int i = first; i < first + count; ++i) {
-      MatrixState& matrix = fibers_[static_cast<size_t>(i)]->matrix;
-      matrix.published_before_barrier = matrix.published;
-    }
-  }
+  if (state == kAtBarrier) ++epoch_;
   if (state == kAtWarpgroup) {
     if (waiting != kWarpgroup) {
       throw std::runtime_error("a warpgroup's matrix instruction without all its threads");
@@ -319,7 +313,6 @@ void Runner::mark_written(Cell& cell, const char* what) {
   if (cell.multiplied > 0) fault(std::string(what) + " while a matrix instruction may read it");
   cell.write_epoch = epoch_;
   cell.writer = current_;
-  cell.write_number = ++number_;
   cell.written = true;
   cell.barrier = -1;
 }

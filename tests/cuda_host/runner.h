@@ -94,7 +94,6 @@ class Runner {
 
   // The warpgroup's matrix instruction (warpgroup.cpp).
   uint64_t describe_operand(const void* shared, int summed_bytes, int row_bytes);
-  void publish_operand();
   void begin_multiply(const uint32_t* a, int count, const float* d);
   void multiply_async(int rows, float* d, const uint32_t* a, uint64_t operand, bool add);
   void commit_multiplied();
@@ -115,7 +114,6 @@ class Runner {
     int64_t read_epoch = -1;
     int writer = -1;
     int reader = -1;  // kMany if several
-    int64_t write_number = 0;
     bool written = false;
     int in_flight = 0;
     int multiplied = 0;  // matrix instructions under way that read it
@@ -175,7 +173,6 @@ class Runner {
   int shared_bytes_ = 0;
   int64_t block_ = 0;
   int64_t epoch_ = 0;
-  int64_t number_ = 0;  // of stores to shared memory, in the order in which they ran
   int current_ = 0;
   void (*body_)(void*) = nullptr;
   void* data_ = nullptr;

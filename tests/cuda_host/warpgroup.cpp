@@ -5,7 +5,7 @@
 //   - the sums read as NaN, and neither they nor the other registers may change;
 //   - the shared memory may not be written;
 //
-// and what the instruction reads must have been stored and published before a barrier.
+// and what the instruction reads must have come by a copy that all its threads have waited for.
 #include <stdexcept>
 
 #include "fiber.h"
@@ -46,10 +46,6 @@ uint64_t Runner::describe_operand(const void* shared, int summed_bytes, int row_
          static_cast<uint64_t>(row_bytes >> 4) << 32;
 }
 
-void Runner::publish_operand() {
-  fibers_[static_cast<size_t>(current_)]->matrix.published = ++number_;
-}
-
 void Runner::begin_multiply(const uint32_t* a, int count, const float* d) {
   MatrixState& matrix = fibers_[static_cast<size_t>(current_)]->matrix;
   matrix.fenced_d = d;
@@ -88,16 +84,9 @@ uint16_t Runner::read_operand(int64_t at, Reading& reading) {
   Cell& cell = cells_[static_cast<size_t>(at / 2)];
   if (cell.in_flight > 0) refuse("shared memory while a copy to it is under way");
   if (!cell.written) refuse("shared memory that nobody wrote");
-  if (cell.barrier >= 0) {
-    if (!reading.waited(fibers_, cell.barrier, cell.phase)) {
-      refuse("shared memory that a thread has not waited for");
-    }
-  } else {
-    if (cell.write_epoch == epoch_) refuse("shared memory written since the last barrier");
-    if (fibers_[static_cast<size_t>(cell.writer)]->matrix.published_before_barrier <
-        cell.write_number) {
-      refuse("shared memory that was not published");
-    }
+  if (cell.barrier < 0) refuse("shared memory of ordinary stores, which it sees through a fence");
+  if (!reading.waited(fibers_, cell.barrier, cell.phase)) {
+    refuse("shared memory that a thread has not waited for");
   }
   cell.read_epoch = epoch_;
   cell.reader = kMany;
