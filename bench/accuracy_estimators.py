@@ -7,7 +7,7 @@ from torch import Tensor
 
 from accuracy_settings import Measured
 from trak_ext import kernel_matrix, score
-from trak_ext.attribution.damping import ImpliedRidge, choose_damping, fitted_above, ridge_of_sums
+from trak_ext.estimator.damping import ImpliedRidge, choose_damping, fitted_above, ridge_of_sums
 
 FIXED = tuple(2.0**j for j in range(-3, 6))  # dampings that "auto" is compared with
 

@@ -20,7 +20,7 @@ class Gpu:
 
     rehearsal = False
     device = torch.device("cuda")
-    transport: Any = None  # what trak_ext.streaming takes by itself
+    transport: Any = None  # what trak_ext.kernels.streaming takes by itself
 
     def name(self) -> str:
         """Return the device's name."""

@@ -26,7 +26,7 @@ import torch
 import measure
 import trak_ext
 from gpu import Gpu, Rehearsal, measure_ceilings, with_tf32
-from trak_ext import cuda_paths
+from trak_ext.kernels import cuda_paths
 
 Shape = tuple[int, int, int]  # (B, P, k)
 

@@ -22,8 +22,8 @@ import torch
 import measure
 import trak_ext
 from ceilings import Ceilings
-from trak_ext.kernel import factor_kernel, solve_targets
-from trak_ext.solved_targets import SolvedTargets
+from trak_ext.estimator.kernel_matrix import factor_kernel, solve_targets
+from trak_ext.kernels.score_pass import SolvedTargets
 
 
 class OpenBlasWorker:

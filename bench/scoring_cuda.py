@@ -19,9 +19,9 @@ import torch
 import measure
 import trak_ext
 from gpu import Gpu, Rehearsal, measure_ceilings, with_tf32
-from trak_ext.kernel import factor_kernel, solve_targets
-from trak_ext.solved_targets import SolvedTargets
-from trak_ext.streaming import top_k_streamed
+from trak_ext.estimator.kernel_matrix import factor_kernel, solve_targets
+from trak_ext.kernels.score_pass import SolvedTargets
+from trak_ext.kernels.streaming import top_k_streamed
 
 # Products of bf16 parts: of fp32 features, and of bf16 features.
 PRODUCTS = {"medium": (1, 1), "high": (3, 2), "highest": (6, 3)}

@@ -9,7 +9,7 @@ import torch
 from small_projections import run_paths
 
 from projection_cuda import cuda_path
-from trak_ext.solved_targets import SolvedTargets
+from trak_ext.kernels.score_pass import SolvedTargets
 
 
 def run(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import _C, cuda_paths, ops
+from trak_ext import _C
+from trak_ext.kernels import cuda_paths, operators
 
 BUILT = hasattr(_C, "cuda_project")
 built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
@@ -82,7 +83,7 @@ def test_batch_repeat_strides_and_workspace_make_no_difference(kind, monkeypatch
     for same in (grads, transposed, shifted):
         assert torch.equal(trak_ext.project(same, 600, kind=kind), whole)
     for size in (0, 2**20, 2**24):
-        monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", size)
+        monkeypatch.setattr(operators, "CUDA_WORKSPACE_BYTES", size)
         assert torch.equal(trak_ext.project(grads, 600, kind=kind), whole)
 
 
@@ -178,8 +179,8 @@ def test_a_path_that_is_not_there_gets_one_sentence(monkeypatch):
 def test_opcheck():
     grads = [torch.randn(3, 10, device="cuda"), torch.randn(3, 4, device="cuda").half()]
     law = ("rademacher", 5, 6, 7, 0, "high")
-    torch.library.opcheck(ops.project, (grads, 16, *law))
-    torch.library.opcheck(ops.project_, (grads, torch.zeros(3, 16, device="cuda"), *law))
+    torch.library.opcheck(operators.project, (grads, 16, *law))
+    torch.library.opcheck(operators.project_, (grads, torch.zeros(3, 16, device="cuda"), *law))
 
 
 @device
@@ -188,12 +189,14 @@ def test_devices_that_do_not_match_get_one_sentence():
     with pytest.raises(ValueError, match=r"out: expected a dense .* on cuda:0"):
         trak_ext.project(grads, 8, out=torch.zeros(3, 8))
     with pytest.raises(ValueError, match=r"grads\[0\]: expected a tensor on cpu as out is"):
-        ops.project_([grads], torch.zeros(3, 8), "normal", 0, 0, 0, 0, "high")
+        operators.project_([grads], torch.zeros(3, 8), "normal", 0, 0, 0, 0, "high")
 
 
 @built
 def test_workspace_is_bounded():
-    def size(rows: int, num_params: int, proj_dim: int, limit: int = ops.CUDA_WORKSPACE_BYTES):
+    def size(
+        rows: int, num_params: int, proj_dim: int, limit: int = operators.CUDA_WORKSPACE_BYTES
+    ):
         views = [(0, 1, num_params, num_params, 1, 0)]
         return _C.cuda_workspace_bytes(views, rows, proj_dim, 2, limit)
 

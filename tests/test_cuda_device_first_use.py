@@ -20,7 +20,7 @@ import sys
 import torch
 
 import trak_ext
-from trak_ext.solved_targets import SolvedTargets
+from trak_ext.kernels.score_pass import SolvedTargets
 
 grads = torch.randn(5, 30000, device="cuda")
 features = [torch.randn(100, 70, device="cuda")]
@@ -65,8 +65,8 @@ import threading
 import torch
 
 import trak_ext
-from trak_ext.solved_targets import SolvedTargets
-from trak_ext.streaming import score_streamed
+from trak_ext.kernels.score_pass import SolvedTargets
+from trak_ext.kernels.streaming import score_streamed
 
 grads = torch.randn(5, 3000, device="cuda:1")
 features, weights = [torch.randn(100, 70, device="cuda:1")], torch.rand(100, device="cuda:1")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import _C, ops, streaming
-from trak_ext.kernel import factor_kernel, solve_targets
-from trak_ext.solved_targets import SolvedTargets
+from trak_ext import _C
+from trak_ext.estimator.kernel_matrix import factor_kernel, solve_targets
+from trak_ext.kernels import operators, streaming
+from trak_ext.kernels.score_pass import SolvedTargets
 
 BUILT = hasattr(_C, "cuda_score_float")
 built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
@@ -91,7 +92,7 @@ def test_top_k_are_the_sorted_scores(dtype, k, largest, monkeypatch):
     scores = trak_ext.score(train, targets, weights)
     values, indices = best(scores if largest else -scores, k)
     for workspace in (0, 2**18, 256 * 2**20):
-        monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", workspace)
+        monkeypatch.setattr(operators, "CUDA_WORKSPACE_BYTES", workspace)
         got = trak_ext.top_k(train, targets, k, weights, largest=largest)
         assert torch.equal(got.values, values if largest else -values)
         assert torch.equal(got.indices, indices)
@@ -103,7 +104,7 @@ def test_workspace_and_batch_make_no_difference(path, monkeypatch):
     kernel = trak_ext.kernel_matrix(train)
     whole = trak_ext.score(train, targets, weights, kernel=kernel)
     for workspace in (0, 10**5, 10**6):
-        monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", workspace)
+        monkeypatch.setattr(operators, "CUDA_WORKSPACE_BYTES", workspace)
         assert torch.equal(trak_ext.score(train, targets, weights, kernel=kernel), whole)
     for rows, count in ((slice(5, 77), 9), (slice(5, 6), 1), (slice(300, 700), 33), (slice(9), 65)):
         part = trak_ext.score(train[:, rows], targets[:, :count], weights[:, rows], kernel=kernel)
@@ -216,7 +217,9 @@ def test_tensors_on_different_devices_get_one_sentence():
 def test_workspace_is_bounded(wide):
     size_of = getattr(_C, "cuda_scoring_workspace_bytes_" + ("double" if wide else "float"))
 
-    def size(n: int, t: int, k: int, count: int, limit: int = ops.CUDA_WORKSPACE_BYTES) -> int:
+    def size(
+        n: int, t: int, k: int, count: int, limit: int = operators.CUDA_WORKSPACE_BYTES
+    ) -> int:
         return size_of(10, n, t, k, 0 if wide else 1, 3, count, limit)
 
     assert size(10**9, 10**6, 8192, 0) == (0 if wide else 256 * 2**20)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import _C, ops
+from trak_ext import _C
+from trak_ext.kernels import operators
 
 BUILT = hasattr(_C, "cuda_project_sjlt")
 built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
@@ -66,7 +67,7 @@ def test_batch_strides_and_workspace_make_no_difference(monkeypatch):
     for same in (grads, grads.T.contiguous().T, shifted):
         assert same_bits(project(same, 600), whole)
     for size in (0, 2**20, 2**24):
-        monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", size)
+        monkeypatch.setattr(operators, "CUDA_WORKSPACE_BYTES", size)
         assert same_bits(project(grads, 600), whole)
 
 
@@ -131,8 +132,8 @@ def test_the_callers_stream_and_graphs():
 def test_opcheck():
     grads = [torch.randn(3, 10, device="cuda"), torch.randn(3, 4, device="cuda").half()]
     law = ("sjlt", 5, 6, 7, 0, "high", 4)
-    torch.library.opcheck(ops.project, (grads, 16, *law))
-    torch.library.opcheck(ops.project_, (grads, torch.zeros(3, 16, device="cuda"), *law))
+    torch.library.opcheck(operators.project, (grads, 16, *law))
+    torch.library.opcheck(operators.project_, (grads, torch.zeros(3, 16, device="cuda"), *law))
 
 
 @built

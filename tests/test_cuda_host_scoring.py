@@ -15,8 +15,9 @@ import torch
 from cuda_host.library import SOURCES, WARPGROUP, build_runner
 from cuda_host.scoring_library import MMA as MMA_PATH
 from cuda_host.scoring_library import ScoringLibrary
-from trak_ext import _C, cuda_paths, ops
-from trak_ext.solved_targets import SolvedTargets
+from trak_ext import _C
+from trak_ext.kernels import cuda_paths, operators
+from trak_ext.kernels.score_pass import SolvedTargets
 
 MMA = ["medium", "high", "highest"]
 PRECISIONS = ["plain", *MMA, *(WARPGROUP + precision for precision in MMA)]
@@ -335,7 +336,7 @@ def on_host(library, monkeypatch):
     monkeypatch.setattr(
         SolvedTargets, "_kernel", lambda self, name: kernels.get(name) or native(self, name)
     )
-    monkeypatch.setattr(ops, "cuda_queue", lambda device: (0, 0))
+    monkeypatch.setattr(operators, "cuda_queue", lambda device: (0, 0))
     monkeypatch.setattr(
         cuda_paths,
         "scoring_path",
@@ -354,7 +355,7 @@ def test_the_python_side_hands_over_what_the_kernels_want(on_host, dtype, monkey
     tolerance = TOLERANCE[WIDE if dtype == WIDE else "highest"]
     assert ((out.double() - scores).abs() <= tolerance * bound).all()
     for k, limit in ((1, 2**28), (30, 0), (1024, 2**28)):
-        monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", limit)
+        monkeypatch.setattr(operators, "CUDA_WORKSPACE_BYTES", limit)
         got = targets._cuda_top_k(features, scales["weights"], k, scales["coefficients"])
         assert torch.equal(got.values, best(out, k)[0])
         assert torch.equal(got.indices, best(out, k)[1])
@@ -367,7 +368,7 @@ def test_top_k_above_the_kernels_is_merged_from_blocks(on_host, monkeypatch):
     features = [torch.randint(-1, 2, (3000, 3)).float()]
     targets = SolvedTargets(torch.ones(1, 2, 3), torch.float32)
     weights = torch.ones(3000)
-    monkeypatch.setattr(ops, "CUDA_WORKSPACE_BYTES", 0)
+    monkeypatch.setattr(operators, "CUDA_WORKSPACE_BYTES", 0)
     for k in (1025, 3000):
         got = targets._cuda_top_k(features, weights, k, None)
         expected = best(targets.score(features, weights), k)

@@ -18,8 +18,9 @@ from children import run_python
 
 from cuda_host.double import FAULTS, HostKernels, HostNative
 from cuda_host.library import DTYPES, FEW_PASSES
-from trak_ext import _C, cuda_paths
-from trak_ext.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
+from trak_ext import _C
+from trak_ext.kernels import cuda_paths
+from trak_ext.kernels.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
 from trak_ext.known_answers import buffers, projections
 from trak_ext.known_answers.cases import run_cases
 from trak_ext.known_answers.quick import CASES, check_quickly
@@ -538,7 +539,7 @@ def test_a_first_use_in_a_graph_is_captured_and_tested_afterwards():
     run_python(
         """
 import torch, trak_ext
-from trak_ext.cuda_paths import CHOOSER
+from trak_ext.kernels.cuda_paths import CHOOSER
 grads = torch.randn(5, 3000, device="cuda")
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext.attribution.damping import (
+from trak_ext.estimator.damping import (
     LEAST,
     MOST,
     USUAL,

@@ -11,14 +11,14 @@ from torch import nn
 
 import trak_ext
 from trak_ext import Attributor, reference
-from trak_ext.attribution.damping import (
+from trak_ext.estimator.damping import (
     USUAL,
     ImpliedRidge,
     choose_damping,
     fitted_above,
     ridge_of_sums,
 )
-from trak_ext.attribution.estimator import Estimator
+from trak_ext.estimator.options import Estimator
 from trak_ext.tasks import TASKS, Task
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6

@@ -7,8 +7,8 @@ import torch
 from test_estimator import fitted, setting
 
 from late_transport import LateTransport
-from trak_ext import streaming
 from trak_ext.attribution.scores import FittedScores
+from trak_ext.kernels import streaming
 
 
 @pytest.mark.parametrize("options", [{}, {"leverage": True, "curvature": "mean", "blocks": 2}])

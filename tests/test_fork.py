@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext.solved_targets import SolvedTargets
+from trak_ext.kernels.score_pass import SolvedTargets
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")

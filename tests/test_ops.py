@@ -9,19 +9,19 @@ import pytest
 import torch
 
 import trak_ext
-from trak_ext import ops
+from trak_ext.kernels import operators
 
 LAW = ("rademacher", 5, 6, 7, 0, "high")
 
 
 def test_opcheck_functional():
     grads = [torch.randn(3, 10), torch.randn(3, 4).half()]
-    torch.library.opcheck(ops.project, (grads, 16, *LAW))
+    torch.library.opcheck(operators.project, (grads, 16, *LAW))
 
 
 def test_opcheck_mutating():
     grads = [torch.randn(3, 10).bfloat16(), torch.randn(3, 4).double()]
-    torch.library.opcheck(ops.project_, (grads, torch.zeros(3, 16), *LAW))
+    torch.library.opcheck(operators.project_, (grads, torch.zeros(3, 16), *LAW))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -93,7 +93,7 @@ def test_vmap_mutating():
 
 def test_operator_does_not_pretend_to_have_a_gradient():
     grads = torch.randn(2, 5, requires_grad=True)
-    result = ops.project([grads], 4, *LAW)
+    result = operators.project([grads], 4, *LAW)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         result.sum().backward()
 
@@ -155,8 +155,8 @@ SPARSE = ("sjlt", 5, 6, 7, 0, "high", 4)
 
 def test_opcheck_of_the_sparse_kind():
     grads = [torch.randn(3, 10), torch.randn(3, 4).half()]
-    torch.library.opcheck(ops.project, (grads, 16, *SPARSE))
-    torch.library.opcheck(ops.project_, (grads, torch.zeros(3, 16), *SPARSE))
+    torch.library.opcheck(operators.project, (grads, 16, *SPARSE))
+    torch.library.opcheck(operators.project_, (grads, torch.zeros(3, 16), *SPARSE))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

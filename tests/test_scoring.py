@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import trak_ext
 from trak_ext import reference
-from trak_ext.solved_targets import merge_top_k
+from trak_ext.kernels.score_pass import merge_top_k
 
 
 def problem(m=2, n=60, t=7, k=11, dtype=torch.float64, seed=0):

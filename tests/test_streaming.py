@@ -10,9 +10,10 @@ import torch
 
 import trak_ext
 from late_transport import LateTransport
-from trak_ext import scoring, streaming
-from trak_ext.solved_targets import SolvedTargets, TopK
-from trak_ext.streaming import score_streamed, stream_blocks, top_k_streamed
+from trak_ext.estimator import scoring
+from trak_ext.kernels import streaming
+from trak_ext.kernels.score_pass import SolvedTargets, TopK
+from trak_ext.kernels.streaming import score_streamed, stream_blocks, top_k_streamed
 
 CPU = torch.device("cpu")
 
@@ -178,7 +179,7 @@ def faulty_streaming(line: str, folder: Path, monkeypatch):
     assert text.count(line) == 1
     copy = folder / "faulty_streaming.py"
     copy.write_text(text.replace(line, line[: -len(line.lstrip())] + "pass\n"))
-    spec = importlib.util.spec_from_file_location("trak_ext.faulty_streaming", copy)
+    spec = importlib.util.spec_from_file_location("trak_ext.kernels.faulty_streaming", copy)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)

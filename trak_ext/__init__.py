@@ -10,16 +10,17 @@ except ImportError as _error:
         f"it (run Python outside the source folder, or install with `pip install -e .`): {_error}"
     ) from _error
 
-from . import baselines, evaluation, reference, scoring, tasks
+from . import baselines, evaluation, reference, tasks
 from .attribution.attributor import Attributor
-from .cuda_paths import CudaSelfTestWarning
-from .kernel import kernel_matrix
+from .estimator import scoring
+from .estimator.kernel_matrix import kernel_matrix
+from .estimator.scoring import score, top_k
+from .estimator.sparsity import soft_threshold
+from .kernels.cuda_paths import CudaSelfTestWarning
+from .kernels.projection import Projector, project, projection_matrix
+from .kernels.runtime import build_info, get_num_threads, set_num_threads
+from .kernels.score_pass import TopK
 from .known_answers.report import SelfTestReport, selftest
-from .projector import Projector, project, projection_matrix
-from .runtime import build_info, get_num_threads, set_num_threads
-from .scoring import score, top_k
-from .solved_targets import TopK
-from .sparsity import soft_threshold
 from .store import StoreError
 
 __version__ = _version("trak-ext")

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .ops import KINDS
-from .runtime import build_info
+from .kernels.operators import KINDS
+from .kernels.runtime import build_info
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

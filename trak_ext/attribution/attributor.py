@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _C, _check
+from ..estimator.kernel_matrix import solve_targets
+from ..estimator.options import Estimator
 from ..gradients import GradientComputer, ParameterChoice
 from ..inputs import loaders
 from ..inputs.checkpoints import Checkpoint, Checkpoints
 from ..inputs.devices import choose_device
-from ..kernel import solve_targets
-from ..solved_targets import TopK
+from ..kernels.score_pass import TopK
 from ..store import SampleId, Shard, open_store
 from ..store.digest import settings_digest, state_digest
 from ..tasks import Task, get_task
 from .contexts import on_device, require_context
-from .estimator import Estimator
 from .features import FeatureMaker
 from .fitted import FittedFeatures
 from .fitting import PartFitter

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..kernel import KernelAccumulator
+from ..estimator.damping import ImpliedRidge
+from ..estimator.kernel_matrix import KernelAccumulator
 from ..store import Shard
-from .damping import ImpliedRidge
 
 
 def kernel_matrices(

@@ -7,10 +7,11 @@ from collections.abc import Generator, Mapping
 import torch
 from torch import Tensor
 
-from .. import _check, ops
+from .. import _check
 from ..gradients import GradientComputer, SampleGradients
 from ..inputs.loaders import Segment
-from ..projector import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
+from ..kernels import operators
+from ..kernels.projection import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
 
 
 class FeatureMaker:
@@ -36,9 +37,9 @@ class FeatureMaker:
         self.gradients = gradients
         self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
         self.blocks = _check.integer("blocks", blocks, 1, MAX_PROJ_DIM // self.proj_dim)
-        self.kind = _check.choice("kind", kind, ops.KINDS)
+        self.kind = _check.choice("kind", kind, operators.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
-        self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+        self.precision = _check.choice("precision", precision, operators.PRECISIONS)
         self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
     @property

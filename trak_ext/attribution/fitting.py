@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import store as stores
+from ..estimator.damping import fitted_above
 from ..inputs import loaders
 from ..store import DirectoryStore, Mark, MemoryStore, Shard, StoreError
 from .block_sums import implied_sums
 from .contexts import data_digest, on_device, prepare_context, require_context
-from .damping import fitted_above
 from .features import FeatureMaker
 from .shard_builder import ShardBuilder, changed_data, other_count, other_data
 

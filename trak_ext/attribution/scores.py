@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..solved_targets import SolvedTargets, TopK, merge_top_k
+from ..estimator.options import Estimator
+from ..kernels.score_pass import SolvedTargets, TopK, merge_top_k
+from ..kernels.streaming import score_streamed, top_k_streamed
 from ..store import SampleId
-from ..streaming import score_streamed, top_k_streamed
-from .estimator import Estimator
 from .fitted import FittedFeatures
 
 

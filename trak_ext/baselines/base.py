@@ -18,7 +18,7 @@ from ..inputs import loaders
 from ..inputs.batches import batch_tensors
 from ..inputs.checkpoints import Checkpoint, Checkpoints
 from ..inputs.devices import choose_device
-from ..solved_targets import TopK, merge_top_k
+from ..kernels.score_pass import TopK, merge_top_k
 from ..store import SampleId
 from ..store.digest import SampleDigest
 from ..tasks import Task, get_task

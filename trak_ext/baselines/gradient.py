@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _check, ops
+from .. import _check
 from ..gradients import GradientComputer, ParameterChoice
-from ..projector import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
+from ..kernels import operators
+from ..kernels.projection import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
 from ..tasks import Task
 from .base import Baseline, Features
 
@@ -49,7 +50,7 @@ class GradientBaseline(Baseline):
         if proj_dim is not None:
             proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
         self.proj_dim = proj_dim
-        self.kind = _check.choice("kind", kind, ops.KINDS)
+        self.kind = _check.choice("kind", kind, operators.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
         self.nnz = check_nnz(nnz, self.kind, 0 if proj_dim is None else proj_dim)
         self._gradients = GradientComputer(model, self.task, params, self.chunk_size)

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from .. import evaluation, report
 from ..attribution.attributor import Attributor
 from ..baselines import GradientProduct
-from ..runtime import build_info
-from ..solved_targets import TopK
+from ..kernels.runtime import build_info
+from ..kernels.score_pass import TopK
 from . import digits, figure
 
 TASK = "image_classification"

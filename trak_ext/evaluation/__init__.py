@@ -7,11 +7,7 @@ can be judged.
 from .brittleness import Brittleness, counterfactual_brittleness
 from .datamodeling import LDS, lds
 from .difference import LDSDifference, lds_difference
-from .leave_one_out import (
-    LeaveOneOut,
-    leave_one_out_changes,
-    leave_one_out_correlation,
-)
+from .leave_one_out import LeaveOneOut, leave_one_out_changes, leave_one_out_correlation
 from .mislabel import MislabelAUC, flip_labels, mislabel_auc
 
 __all__ = [

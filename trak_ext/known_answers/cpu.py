@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C, ops
-from ..runtime import get_num_threads
-from ..solved_targets import SolvedTargets
+from .. import _C
+from ..kernels import operators
+from ..kernels.runtime import get_num_threads
+from ..kernels.score_pass import SolvedTargets
 from .kernels import DeviceKernels, views_of
 
 
@@ -34,7 +35,7 @@ class CpuKernels(DeviceKernels):
         return [
             {"kind": kind, "passes": passes, "tile_rows": rows, "tile_columns": 64}
             for kind in ("rademacher", "normal")
-            for passes in ops.PRECISIONS.values()
+            for passes in operators.PRECISIONS.values()
             for rows in (8, 32)
         ]
 
@@ -57,7 +58,7 @@ class CpuKernels(DeviceKernels):
             views_of(grads),
             *(out.shape[0], out.data_ptr(), out.shape[1], out.stride(0), out.stride(1)),
             *law,
-            ops.PRECISIONS[precision],
+            operators.PRECISIONS[precision],
             get_num_threads(),
         )
 

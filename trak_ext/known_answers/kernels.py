@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C, ops
-from ..runtime import cuda_version
-from ..solved_targets import SolvedTargets
+from .. import _C
+from ..kernels import operators
+from ..kernels.runtime import cuda_version
+from ..kernels.score_pass import SolvedTargets
 
 # Of a block, on the device that lets it have most: `tiles` then names every tile that there is.
 _SHARED_LIMIT = 227 * 1024
@@ -30,7 +31,7 @@ def views_of(
     """Return gradients, each with its param_offset, as `_C` takes them."""
     return [
         (
-            *(grad.data_ptr(), ops.DTYPE_CODES[grad.dtype], grad.shape[1]),
+            *(grad.data_ptr(), operators.DTYPE_CODES[grad.dtype], grad.shape[1]),
             *(grad.stride(0), grad.stride(1), offset),
         )
         for grad, offset in grads
@@ -84,7 +85,7 @@ class DeviceKernels:
             return [
                 {"kind": kind, "passes": passes, "tile_rows": 8, "tile_columns": 256}
                 for kind in ("rademacher", "normal")
-                for passes in ops.PRECISIONS.values()
+                for passes in operators.PRECISIONS.values()
             ]
         kernels: list[dict[str, Any]] = self.native.cuda_kernels(path, _SHARED_LIMIT)
         return kernels
@@ -100,7 +101,7 @@ class DeviceKernels:
 
     def queue(self) -> tuple[int, int]:
         """Return the device's number and the current stream's address."""
-        return ops.cuda_queue(self.device)
+        return operators.cuda_queue(self.device)
 
     def send(self, buffer: Tensor) -> Tensor:
         """Return a host buffer's copy on the device."""
@@ -122,8 +123,8 @@ class DeviceKernels:
         """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k]."""
         views = views_of(grads)
         rows, proj_dim = out.shape
-        limit = 0 if least_workspace else ops.CUDA_WORKSPACE_BYTES
-        passes = ops.PRECISIONS[precision]
+        limit = 0 if least_workspace else operators.CUDA_WORKSPACE_BYTES
+        passes = operators.PRECISIONS[precision]
         size = self.native.cuda_workspace_bytes(views, rows, proj_dim, passes, limit)
         workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
         self.native.cuda_project(
@@ -154,7 +155,7 @@ class DeviceKernels:
         full_blocks: By the kernels of as many rows as there are, which large problems get.
         """
         views = views_of(grads)
-        limit = 0 if least_workspace else ops.CUDA_WORKSPACE_BYTES
+        limit = 0 if least_workspace else operators.CUDA_WORKSPACE_BYTES
         size = self.native.cuda_sjlt_workspace_bytes(views, out.shape[0], law, limit)
         workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
         output = (out.shape[0], out.data_ptr(), *out.stride())

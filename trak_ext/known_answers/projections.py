@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _C, ops
-from ..runtime import get_num_threads
+from .. import _C
+from ..kernels import operators
+from ..kernels.runtime import get_num_threads
 from .buffers import BASE_ROWS, CPU, Memory, Slot, integers, spread
 from .cases import GUARD, describe_difference
 
@@ -125,10 +126,10 @@ def base_answers(name: str, kind: str, proj_dim: int) -> Tensor:
         else:
             known = torch.zeros(BASE_ROWS, proj_dim, dtype=torch.float32, device=CPU)
             _C.project(
-                [(base.data_ptr(), ops.DTYPE_CODES[base.dtype], params, params, 1, offset)],
+                [(base.data_ptr(), operators.DTYPE_CODES[base.dtype], params, params, 1, offset)],
                 *(BASE_ROWS, known.data_ptr(), proj_dim, proj_dim, 1),
                 *law_of(kind),
-                ops.PRECISIONS["highest"],
+                operators.PRECISIONS["highest"],
                 get_num_threads(),
             )
         _answers[key] = known
@@ -137,7 +138,7 @@ def base_answers(name: str, kind: str, proj_dim: int) -> Tensor:
 
 def law_of(kind: str) -> tuple[int, int, int, int]:
     """Return the matrix's arguments as `_C` takes them."""
-    return ops.DENSE_KINDS[kind], SEED_LOW, SEED_HIGH, MODEL_ID
+    return operators.DENSE_KINDS[kind], SEED_LOW, SEED_HIGH, MODEL_ID
 
 
 def place_gradients(memory: Memory, name: str, dtype: torch.dtype, layout: str, rows: int) -> Slot:
@@ -234,7 +235,7 @@ def projection_cases(kernels: Any, path: str) -> list[ProjectionCase]:
     A kernel gets as many rows as it takes, or 1 or 3 less; more columns than any tile; and an fp32
     tensor in two layouts beside one of another dtype.
     """
-    precisions = {passes: name for name, passes in ops.PRECISIONS.items()}
+    precisions = {passes: name for name, passes in operators.PRECISIONS.items()}
     cases: list[ProjectionCase] = []
     tiles = tiles_of(kernels, path)
     for i, tile in enumerate(tiles):

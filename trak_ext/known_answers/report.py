@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from .. import _C, _check
-from ..cuda_paths import FAMILIES, PATHS, run_apart
-from ..runtime import build_info
+from ..kernels.cuda_paths import FAMILIES, PATHS, run_apart
+from ..kernels.runtime import build_info
 from .cases import run_cases
 from .cpu import CpuKernels
 from .kernels import DeviceKernels

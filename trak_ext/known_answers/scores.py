@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..kernels import operators
 from .buffers import CPU, Memory, Slot, integers
 from .cases import GUARD, describe_difference
 
@@ -178,7 +178,7 @@ def best_first(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def scoring_cases(kernels: Any, path: str) -> list[ScoringCase]:
     """Return the quick cases: each dtype, precision and tile, and two lists of the best."""
-    precisions = ["highest"] if path == "plain" else list(ops.PRECISIONS)
+    precisions = ["highest"] if path == "plain" else list(operators.PRECISIONS)
     cases: list[ScoringCase] = []
     for dtype in kernels.feature_dtypes:
         for precision in precisions:

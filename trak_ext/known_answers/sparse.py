@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C, ops
-from ..runtime import get_num_threads
+from .. import _C
+from ..kernels import operators
+from ..kernels.runtime import get_num_threads
 from . import projections
 from .buffers import BASE_ROWS, CPU, Memory, Slot, spread
 from .cases import GUARD, describe_difference
@@ -19,7 +20,7 @@ from .projections import FIRST_PARAM, MODEL_ID, SEED_HIGH, SEED_LOW, VALUES, bas
 
 def law_of(proj_dim: int, nnz: int) -> tuple[int, int, int, int, int]:
     """Return the matrix's arguments as `_C` takes them."""
-    return ops.sjlt_law(proj_dim, nnz, SEED_LOW, SEED_HIGH, MODEL_ID)
+    return operators.sjlt_law(proj_dim, nnz, SEED_LOW, SEED_HIGH, MODEL_ID)
 
 
 def answers(name: str, proj_dim: int, nnz: int) -> Tensor:
@@ -38,7 +39,7 @@ def _answers(name: str, proj_dim: int, nnz: int, by_reference: bool) -> Tensor:
         law = {"seed": SEED_HIGH << 32 | SEED_LOW, "model_id": MODEL_ID, "param_offset": offset}
         made = reference.project_sjlt(base.numpy(), proj_dim, nnz=nnz, out=out.numpy(), **law)
         return torch.from_numpy(made)
-    views = [(base.data_ptr(), ops.DTYPE_CODES[base.dtype], params, params, 1, offset)]
+    views = [(base.data_ptr(), operators.DTYPE_CODES[base.dtype], params, params, 1, offset)]
     output = (BASE_ROWS, out.data_ptr(), proj_dim, 1)
     _C.project_sjlt(views, *output, law_of(proj_dim, nnz), get_num_threads())
     return out

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import ops
+from ..kernels import operators
 from .cases import Case
 from .projections import (
     FIRST_PARAM,
@@ -29,7 +29,7 @@ HALVES = {torch.float64: "one part", torch.float16: "fp16", torch.bfloat16: "one
 def thorough_projection_cases(kernels: Any, path: str) -> list[ProjectionCase]:
     """Return, of each tile, its least and most rows and more, in each layout and dtype."""
     cases = projection_cases(kernels, path)
-    precisions = {passes: name for name, passes in ops.PRECISIONS.items()}
+    precisions = {passes: name for name, passes in operators.PRECISIONS.items()}
     before: tuple[Any, ...] = ()
     for tile in tiles_of(kernels, path):
         kind, precision = tile["kind"], precisions[tile["passes"]]
@@ -64,7 +64,7 @@ def thorough_scoring_cases(kernels: Any, path: str) -> list[ScoringCase]:
     """Return every dtype and precision with several numbers of samples, targets and features."""
     cases = scoring_cases(kernels, path)
     for dtype in kernels.feature_dtypes:
-        cases += shapes_of(dtype, list(ops.PRECISIONS))
+        cases += shapes_of(dtype, list(operators.PRECISIONS))
     return cases
 
 

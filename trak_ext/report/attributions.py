@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _check
 from ..evaluation import LDS
-from ..solved_targets import TopK
+from ..kernels.score_pass import TopK
 from .items import Item
 
 TITLE = "Which training examples made the model say this?"

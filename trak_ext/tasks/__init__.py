@@ -12,13 +12,7 @@ from .classification import (
 )
 from .contrastive import clip_output, clip_task
 from .core import ModelOutput, Task
-from .language import (
-    causal_lm,
-    causal_lm_token,
-    seq2seq_lm,
-    seq2seq_lm_token,
-    token_targets,
-)
+from .language import causal_lm, causal_lm_token, seq2seq_lm, seq2seq_lm_token, token_targets
 from .pixels import pixel, pixel_classification, pixel_targets
 from .regression import regression
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _check, cuda_paths, ops
+from .. import _C, _check
+from . import cuda_paths, operators
 from .runtime import get_num_threads
 
 MAX_SEED = 2**64 - 1
@@ -19,7 +20,7 @@ MAX_PARAMS = 2**63 - 1
 
 
 def _law_arguments(kind: Any, seed: Any, model_id: Any) -> tuple[str, int, int, int]:
-    _check.choice("kind", kind, ops.KINDS)
+    _check.choice("kind", kind, operators.KINDS)
     seed = _check.integer("seed", seed, 0, MAX_SEED)
     model_id = _check.integer("model_id", model_id, 0, MAX_MODEL_ID)
     return kind, seed & 0xFFFFFFFF, seed >> 32, model_id
@@ -28,7 +29,7 @@ def _law_arguments(kind: Any, seed: Any, model_id: Any) -> tuple[str, int, int, 
 def check_nnz(nnz: Any, kind: str, proj_dim: int) -> int:
     """Return `nnz` as an int, checked for its kind and number of columns."""
     nnz = _check.integer("nnz", nnz, 1, MAX_PROJ_DIM)
-    ops.check_nnz(nnz, kind, proj_dim)
+    operators.check_nnz(nnz, kind, proj_dim)
     return nnz
 
 
@@ -133,20 +134,20 @@ def project(
     On the CPU the workspace is below 1 MiB a thread, whatever P; outputs too small to be cut for
     threads (below 512 columns and 32 rows each) take 8 to 64 MiB more. "sjlt" takes 1 to 5 MiB
     a thread, and up to 32 MiB more for outputs too small to be cut. On a CUDA device it is
-    256 MiB at most (`ops.CUDA_WORKSPACE_BYTES`). There the work is added to the current stream of
-    the tensors' device and not waited for; a CUDA graph can capture it.
+    256 MiB at most (`kernels.operators.CUDA_WORKSPACE_BYTES`). There the work is added to the
+    current stream of the tensors' device and not waited for; a CUDA graph can capture it.
     """
     law = _law_arguments(kind, seed, model_id)
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     nnz = check_nnz(nnz, kind, proj_dim)
-    _check.choice("precision", precision, ops.PRECISIONS)
+    _check.choice("precision", precision, operators.PRECISIONS)
     tensors = _gradient_list(grads)
     params = sum(tensor.shape[1] for tensor in tensors)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - params)
     if out is None:
-        return ops.project(tensors, proj_dim, *law, param_offset, precision, nnz)
+        return operators.project(tensors, proj_dim, *law, param_offset, precision, nnz)
     _check_out(out, tensors, proj_dim)
-    ops.project_(tensors, out, *law, param_offset, precision, nnz)
+    operators.project_(tensors, out, *law, param_offset, precision, nnz)
     return out
 
 
@@ -174,16 +175,16 @@ def projection_matrix(
     matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
     _check.on_device_with_kernels("device", matrix)
     if name == "sjlt":
-        law = ops.sjlt_law(proj_dim, nnz, seed_low, seed_high, model_id)
-        ops.fill_sjlt_matrix(matrix, law, param_offset)
+        law = operators.sjlt_law(proj_dim, nnz, seed_low, seed_high, model_id)
+        operators.fill_sjlt_matrix(matrix, law, param_offset)
         return matrix
-    dense_law = (ops.DENSE_KINDS[name], seed_low, seed_high, model_id)
+    dense_law = (operators.DENSE_KINDS[name], seed_low, seed_high, model_id)
     part = (param_offset, num_params, proj_dim, matrix.data_ptr())
     if matrix.device.type == "cpu":
         _C.fill_matrix(*dense_law, *part, get_num_threads())
     else:
         cuda_paths.check_matrix(matrix.device)
-        _C.cuda_fill_matrix(*dense_law, *part, *ops.cuda_queue(matrix.device))
+        _C.cuda_fill_matrix(*dense_law, *part, *operators.cuda_queue(matrix.device))
     return matrix
 
 
@@ -208,9 +209,9 @@ class Projector:
     ) -> None:
         self.grad_dim = _check.integer("grad_dim", grad_dim, 0, MAX_PARAMS)
         self.proj_dim = _check.integer("proj_dim", proj_dim, 1, MAX_PROJ_DIM)
-        self.kind = _check.choice("kind", kind, ops.KINDS)
+        self.kind = _check.choice("kind", kind, operators.KINDS)
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
-        self.precision = _check.choice("precision", precision, ops.PRECISIONS)
+        self.precision = _check.choice("precision", precision, operators.PRECISIONS)
         self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
+from .. import _check
 
 
 def soft_threshold(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import _C, _check
+from .. import _C, _check
 
 _num_threads: int | None = None
 

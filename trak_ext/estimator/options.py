@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from ..kernel import factor_kernel, leverage_coefficients, leverages
 from .damping import choose_damping, ridge_of_sums
+from .kernel_matrix import factor_kernel, leverage_coefficients, leverages
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _check, cuda_paths
+from .. import _C, _check
+from . import cuda_paths
 from .runtime import get_num_threads
 
 # Codes of the dense kinds' kernels; the sparse kind "sjlt" has entry points of its own.

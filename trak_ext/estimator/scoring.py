@@ -12,8 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, ops
-from .kernel import (
+from .. import _check
+from ..kernels import operators
+from ..kernels.score_pass import SolvedTargets, TopK
+from ..kernels.streaming import score_streamed, stream_blocks, top_k_streamed
+from .kernel_matrix import (
     KernelAccumulator,
     as_features,
     as_per_sample,
@@ -22,8 +25,6 @@ from .kernel import (
     leverages,
     solve_targets,
 )
-from .solved_targets import SolvedTargets, TopK
-from .streaming import score_streamed, stream_blocks, top_k_streamed
 
 
 class _Prepared(NamedTuple):
@@ -53,7 +54,7 @@ def _prepare(
     streamed = train.device.type == "cpu" and targets.device.type == "cuda"
     if not streamed:
         _check.on_device_of("target_features", targets, "train_features", train)
-    _check.choice("precision", precision, ops.PRECISIONS)
+    _check.choice("precision", precision, operators.PRECISIONS)
     checkpoints, num_train, proj_dim = train.shape
     if (
         train_features.dim() != target_features.dim()

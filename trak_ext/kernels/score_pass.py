@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _C, cuda_paths, ops
+from .. import _C
+from . import cuda_paths, operators
 from .runtime import get_num_threads
 
 _NAN_SCORES = "train_features: expected scores that can be ordered, got NaN"
@@ -42,7 +43,7 @@ class SolvedTargets:
     def __init__(self, solved: Tensor, dtype: torch.dtype, precision: str = "highest") -> None:
         self.dtype = dtype
         self._solved = solved.to(dtype).contiguous()
-        self._parts = ops.PRECISIONS[precision]  # bf16 parts of an fp32 number
+        self._parts = operators.PRECISIONS[precision]  # bf16 parts of an fp32 number
 
     @property
     def device(self) -> torch.device:
@@ -61,10 +62,10 @@ class SolvedTargets:
         return cuda_paths.scoring_path(self._solved.device, self.dtype)
 
     def _cuda_queue(self) -> tuple[int, int]:
-        return ops.cuda_queue(self._solved.device)
+        return operators.cuda_queue(self._solved.device)
 
     def _cuda_workspace_limit(self) -> int:
-        return ops.CUDA_WORKSPACE_BYTES
+        return operators.CUDA_WORKSPACE_BYTES
 
     def _cuda_workspace(self, num_train: int, code: int, count: int) -> Tensor:
         """Return what scores (count 0) or a running top-k need on the device, 16-byte aligned."""
@@ -104,7 +105,7 @@ class SolvedTargets:
         arguments = [
             [phi.data_ptr() for phi in rows],
             [phi.stride(0) for phi in rows],
-            ops.DTYPE_CODES[rows[0].dtype],
+            operators.DTYPE_CODES[rows[0].dtype],
             num_train,
             num_targets,
             proj_dim,
@@ -220,7 +221,7 @@ class SolvedTargets:
         """Return the k largest for a k above the kernel's: scores of some samples at a time."""
         num_train, num_targets = features[0].shape[0], self._solved.shape[1]
         row_bytes = max(1, num_targets * self._solved.element_size())
-        step = max(k, ops.CUDA_WORKSPACE_BYTES // row_bytes)
+        step = max(k, operators.CUDA_WORKSPACE_BYTES // row_bytes)
         best = TopK(
             self._solved.new_empty((num_targets, 0)),
             torch.empty((num_targets, 0), dtype=torch.int64, device=self._solved.device),

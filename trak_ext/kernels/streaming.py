@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .solved_targets import SolvedTargets, TopK, merge_top_k
+from .score_pass import SolvedTargets, TopK, merge_top_k
 
 # Of all checkpoints' features together; two such blocks are on the device.
 BLOCK_BYTES = 64 * 2**20

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from . import _C
+from .. import _C
 
 # The fastest first: each falls back to the next.
 PATHS = ("wgmma", "mma", "plain")
@@ -181,13 +181,13 @@ def run_apart(call: Callable[[], Any]) -> Any:
 
 
 def _kernels_of(device: torch.device) -> Any:
-    from .known_answers.kernels import DeviceKernels
+    from ..known_answers.kernels import DeviceKernels
 
     return DeviceKernels(device)
 
 
 def _check(kernels: Any, family: str, path: str) -> str | None:
-    from .known_answers.quick import check_quickly
+    from ..known_answers.quick import check_quickly
 
     return check_quickly(kernels, family, path)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
+from .. import _check
 
 _ROWS_AT_ONCE = 4096  # rows of features that are held in fp64 at a time
 

@@ -1,0 +1,1 @@
+"""The formula of TRAK, once: kernel matrix, damping, scores."""

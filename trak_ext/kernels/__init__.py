@@ -1,0 +1,1 @@
+"""What runs in compiled code: projection, the score pass, and how they are called."""
