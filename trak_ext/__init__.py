@@ -13,8 +13,7 @@ except ImportError as _error:
 from . import baselines, evaluation, reference, tasks
 from .attribution.attributor import Attributor
 from .estimator import scoring
-from .estimator.kernel_matrix import kernel_matrix
-from .estimator.scoring import score, top_k
+from .estimator.scoring import kernel_matrix, score, top_k
 from .estimator.sparsity import soft_threshold
 from .kernels.cuda_paths import CudaSelfTestWarning
 from .kernels.projection import Projector, project, projection_matrix

@@ -14,22 +14,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _C, _check
-from ..estimator.kernel_matrix import solve_targets
-from ..estimator.options import Estimator
+from ..estimator.formula import Estimator, Scorer
 from ..gradients import GradientComputer, ParameterChoice
 from ..inputs import loaders
-from ..inputs.checkpoints import Checkpoint, Checkpoints
-from ..inputs.devices import choose_device
+from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device, state_digest
+from ..inputs.loaders import SampleId
 from ..kernels.score_pass import TopK
-from ..store import SampleId, Shard, open_store
-from ..store.digest import settings_digest, state_digest
+from ..store import Shard, StoredFeatures, open_store
+from ..store.base import settings_digest
 from ..tasks import Task, get_task
-from .contexts import on_device, require_context
-from .features import FeatureMaker
-from .fitted import FittedFeatures
-from .fitting import PartFitter
-from .scores import FittedScores
-from .shard_builder import ShardBuilder, changed_data
+from .features import FeatureMaker, Fitter, ShardBuilder, changed_data, on_device, require_context
 
 
 class Attributor:
@@ -41,7 +35,7 @@ class Attributor:
             `trak_ext.tasks.Task`.
         checkpoints: M state dicts or paths (safetensors, or what torch.save wrote of a state dict);
             None for the model as it is. Checkpoint m has model_id m.
-        proj_dim: Features k a sample, checkpoint and projection block, at least 1.
+        proj_dim: Features k per sample, checkpoint and projection block, at least 1.
         kind, seed, precision, nnz: As in `trak_ext.project`; nnz entries of each projection block.
         damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each checkpoint's
             kernel and fit.
@@ -114,6 +108,19 @@ class Attributor:
         self._store = open_store(store)
         self._progress = _check.flag("progress", progress)
         self.device = choose_device(model, device)
+        # The data it was chosen on, and the damping of each checkpoint's projection blocks.
+        self._damping: tuple[list[list[str]], list[list[float]]] | None = None
+
+    def __repr__(self) -> str:
+        features = self._features
+        blocks = f", {features.blocks} projection blocks" if features.blocks > 1 else ""
+        nnz = f", nnz {features.nnz}" if features.kind == "sjlt" else ""
+        return (
+            f"Attributor({type(self._model).__name__}, task {self.task.name!r}, "
+            f"{len(self._checkpoints)} checkpoints, {features.gradients.num_params} parameters -> "
+            f"proj_dim {features.proj_dim}{blocks}, {features.kind}{nnz}, seed {features.seed}, "
+            f"{self._store}, on {self.device})"
+        )
 
     # --- fit --------------------------------------------------------------------------------------
 
@@ -121,31 +128,49 @@ class Attributor:
         """Compute and store the features of all training samples for every checkpoint.
 
         What the store already holds is compared with the loader's data and kept; only the rest is
-        computed. In memory part 0 begins anew, later parts included. While a part is not finished
-        for every checkpoint, nothing is attributed.
+        computed. In memory `part=0` begins anew, additions included. While an addition is not
+        finished for every checkpoint, nothing is attributed.
 
         Args:
-            train_loader: The training samples, or those of a later part.
-            part: 0 for the training set; 1, 2, ... for samples that are added to it later, whose
-                positions follow those of the parts before.
+            train_loader: The training samples, or those of an addition.
+            part: 0 for the training set; 1, 2, ... for additions: samples that are added to it
+                later, whose positions follow those of the ones before.
 
         Raises:
-            ValueError: a shuffling loader; samples whose gradient or output is not finite (named).
+            ValueError: a shuffling loader; samples whose gradient or output has NaN or Inf (named).
             StoreError: a store of another configuration, other weights or other data, or a damaged
                 file in it (named).
         """
         loaders.check_loader("train_loader", train_loader, self._passes())
         part = _check.integer("part", part, 0, 9999)
-        self._store.open(self._feature_settings(), create=True, part=part)
-        offset = 0
-        if part:
-            offset = self._fitted(part).num_samples
-        fitter = PartFitter(self._store, self._features, self.device, part, offset)
+        self._store.open(self._feature_settings(), create=True, addition=part)
+        offset = self._fitted(part).num_samples if part else 0
+        fitter = Fitter(self._store, self._features, self.device, part, offset)
         with self._bar("fit", train_loader) as bar:
             for m in range(len(self._checkpoints)):
                 weights = self._checkpoints.load(m, self.device)
                 fitter.fit(m, weights, train_loader, bar)
-        self._fitted(part + 1).write_kernels(self.estimator.curvature, part)
+        fitted = self._fitted(part + 1)
+        fitted.write_kernels(part)
+        self._choose_damping(fitted)
+
+    @property
+    def damping_(self) -> Tensor:
+        """The damping in use after `fit`, lambda / (tr(K)/k): fp64 [M], [M, blocks] with several.
+
+        What "auto" chose for each checkpoint, or the number that was given.
+        """
+        fitted = self._open_fitted()
+        chosen = torch.tensor(self._choose_damping(fitted), dtype=torch.float64, device="cpu")
+        return chosen[:, 0] if fitted.blocks == 1 and fitted.num_samples else chosen
+
+    def _choose_damping(self, fitted: StoredFeatures) -> list[list[float]]:
+        """Return the damping of each checkpoint's projection blocks; none without samples."""
+        if self._damping is None or self._damping[0] != fitted.data_digests:
+            scorer = Scorer(fitted, self.estimator, self.device)
+            checkpoints = range(fitted.num_checkpoints if fitted.num_samples else 0)
+            self._damping = (fitted.data_digests, [scorer.damping(m) for m in checkpoints])
+        return self._damping[1]
 
     # --- attribute --------------------------------------------------------------------------------
 
@@ -187,18 +212,17 @@ class Attributor:
                 a sample, such as one token's output ("causal_lm_token").
 
         Raises:
-            ValueError: before `fit`; non-finite targets (named); a kernel matrix that is not
+            ValueError: before `fit`; targets with NaN or Inf (named); a kernel matrix that is not
                 positive definite (names damping).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
         fitted = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)
-        scores = FittedScores(fitted, self.estimator, self.device)
-        solved, target_ids = self._solve_targets(test_loader, scores, target_task)
+        scorer, target_ids = self._solve_targets(test_loader, fitted, target_task)
         if top_k is None:
-            return scores.score(solved)
-        best = scores.top_k(solved, top_k, largest)
+            return scorer.score(torch.device("cpu"))
+        best = scorer.top_k(top_k, largest, torch.device("cpu"))
         best.target_ids = target_ids
         return best
 
@@ -208,9 +232,9 @@ class Attributor:
         (1/M sum_m c_mi phi_mi^T K_m^-1 phi_mi) (1/M sum_m Q_mi): the diagonal of `attribute` on the
         training set.
         """
-        return FittedScores(self._open_fitted(), self.estimator, self.device).self_influence()
+        return self._scorer(self._open_fitted()).self_influence()
 
-    # --- what made it -----------------------------------------------------------------------------
+    # --- provenance -------------------------------------------------------------------------------
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -227,7 +251,7 @@ class Attributor:
         """Return the ids of all training samples in order; None where the loaders give none."""
         return self._open_fitted().sample_ids()
 
-    # --- parts ------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------
 
     def _feature_settings(self) -> dict[str, Any]:
         """Return what a store's features depend on, as JSON."""
@@ -259,36 +283,47 @@ class Attributor:
         """Return how often `fit` goes over its loader."""
         return len(self._checkpoints) * (1 if self.task.prepare is None else 2)
 
-    def _fitted(self, parts: int | None = None) -> FittedFeatures:
-        features = self._features
-        return FittedFeatures(
-            self._store, len(self._checkpoints), features.proj_dim, features.blocks, parts
+    def _fitted(self, additions: int | None = None) -> StoredFeatures:
+        return StoredFeatures(
+            self._store,
+            len(self._checkpoints),
+            self._features.proj_dim,
+            self._features.blocks,
+            self.estimator.curvature,
+            additions,
         )
 
-    def _open_fitted(self) -> FittedFeatures:
+    def _open_fitted(self) -> StoredFeatures:
         """Return a store's features, which are fitted for every checkpoint."""
         self._store.open(self._feature_settings(), create=False)
         return self._fitted()
 
+    def _scorer(self, fitted: StoredFeatures) -> Scorer:
+        """Return what scores fitted features: where features are kept, or on a CUDA device."""
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        known = self._damping is not None and self._damping[0] == fitted.data_digests
+        damping = self._damping[1] if known and self._damping is not None else None
+        return Scorer(fitted, self.estimator, device, damping=damping)
+
     def _solve_targets(
-        self, test_loader: Iterable[Any], scores: FittedScores, target_task: str | Task | None
-    ) -> tuple[Tensor, list[SampleId] | None]:
-        """Return K^-1 phi(z) / (M b) by checkpoint, block and target, fp64 [M b, t, k], and ids."""
+        self,
+        test_loader: Iterable[Any],
+        fitted: StoredFeatures,
+        target_task: str | Task | None,
+    ) -> tuple[Scorer, list[SampleId] | None]:
+        """Return the scorer with all targets solved for, and the targets' ids."""
         features = self._target_features(target_task)
-        solved: list[Tensor] = []
+        scorer = self._scorer(fitted)
         digest: str | None = None
+        ids: list[SampleId] | None = None
         with self._bar("targets", test_loader) as bar:
             for m in range(len(self._checkpoints)):
                 targets = self._features_of_targets(m, test_loader, features, bar)
                 if digest is not None and targets.data_digest != digest:
                     raise changed_data("test_loader", 0, targets.features.shape[0])
-                digest = targets.data_digest
-                parts: Sequence[Tensor] = targets.features.split(features.proj_dim, 1)
-                if scores.num_samples:  # else there is no kernel matrix, nor a score to make
-                    factors = scores.factors(m)
-                    parts = [solve_targets(f, p) for f, p in zip(factors, parts, strict=True)]
-                solved.extend(part.double() for part in parts)
-        return torch.stack(solved) / len(solved), targets.ids
+                digest, ids = targets.data_digest, targets.ids
+                scorer.solve(targets.features.split(features.proj_dim, 1))
+        return scorer, ids
 
     def _target_features(self, target_task: str | Task | None) -> FeatureMaker:
         """Return what makes the features of targets."""

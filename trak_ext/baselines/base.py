@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _check
-from ..attribution.contexts import on_device, prepare_context
-from ..attribution.shard_builder import changed_data, not_finite
+from ..attribution.features import changed_data, not_finite, on_device, prepare_context
 from ..gradients import GradientComputer
 from ..inputs import loaders
-from ..inputs.batches import batch_tensors
-from ..inputs.checkpoints import Checkpoint, Checkpoints
-from ..inputs.devices import choose_device
-from ..kernels.score_pass import TopK, merge_top_k
+from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device
+from ..inputs.loaders import SampleDigest, batch_tensors
+from ..kernels.score_pass import RunningTopK, TopK
 from ..store import SampleId
-from ..store.digest import SampleDigest
 from ..tasks import Task, get_task
 
 _BLOCK_SCORES = 2**22  # scores that are made at a time: 16 MiB
@@ -157,14 +154,10 @@ class Baseline(ABC):
             for start, block in self._score_blocks(train, targets):
                 scores[start : start + len(block)] = block
             return scores
-        best = TopK(
-            torch.empty((num_targets, 0), dtype=torch.float32, device="cpu"),
-            torch.empty((num_targets, 0), dtype=torch.int64, device="cpu"),
-        )
+        running = RunningTopK(num_targets, top_k, largest, torch.float32, torch.device("cpu"))
         for start, block in self._score_blocks(train, targets):
-            indices = torch.arange(start, start + len(block), device="cpu")
-            found = TopK(block.T, indices.expand(num_targets, -1))
-            best = merge_top_k(best, found, top_k, largest)
+            running.add_scores(block, start)
+        best = running.best
         if ids is not None:
             best.ids = [[ids[i] for i in row] for row in best.indices.tolist()]
         best.target_ids = target_ids

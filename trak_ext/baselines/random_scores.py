@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from ..gradients import ParameterChoice
-from ..inputs.batches import batch_size
+from ..inputs.loaders import batch_size
 from ..kernels.projection import MAX_SEED, projection_matrix
 from ..tasks import Task
 from .base import Baseline, Features, Samples

@@ -1,126 +1,17 @@
-"""TRAK scores from features: the kernel matrix, its damped inverse, and one pass over the samples.
-
-The formulas are those of Park et al. 2023 ("TRAK: Attributing Model Behavior at Scale", section 3)
-with the damping, curvature and leverage terms that docs of each function state.
-"""
+"""TRAK scores of features that are given as tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _check
 from ..kernels import operators
-from ..kernels.score_pass import SolvedTargets, TopK
-from ..kernels.streaming import score_streamed, stream_blocks, top_k_streamed
-from .kernel_matrix import (
-    KernelAccumulator,
-    as_features,
-    as_per_sample,
-    factor_kernel,
-    leverage_coefficients,
-    leverages,
-    solve_targets,
-)
-
-
-class _Prepared(NamedTuple):
-    train: Tensor  # [M, n, k]
-    targets: SolvedTargets
-    weights: Tensor  # [n]
-    coefficients: Tensor | None  # [M, n]
-    streamed: bool  # whether features are on the CPU and targets on a CUDA device
-
-
-def _prepare(
-    train_features: Tensor,
-    target_features: Tensor,
-    weights: Tensor | None,
-    damping: float,
-    ridge: float,
-    curvature: Tensor | None,
-    leverage: bool,
-    kernel: Tensor | None,
-    precision: str,
-) -> _Prepared:
-    """Check every argument of `score` and do all of it but the pass over the samples."""
-    damping = _check.nonnegative("damping", damping)
-    ridge = _check.nonnegative("ridge", ridge)
-    train = as_features("train_features", train_features)
-    targets = as_features("target_features", target_features)
-    streamed = train.device.type == "cpu" and targets.device.type == "cuda"
-    if not streamed:
-        _check.on_device_of("target_features", targets, "train_features", train)
-    _check.choice("precision", precision, operators.PRECISIONS)
-    checkpoints, num_train, proj_dim = train.shape
-    if (
-        train_features.dim() != target_features.dim()
-        or targets.shape[0] != checkpoints
-        or targets.shape[2] != proj_dim
-    ):
-        raise ValueError(
-            f"target_features: expected [M, t, k] with M and k of train_features "
-            f"{list(train_features.shape)}, got {_check.describe(target_features)}"
-        )
-    if checkpoints == 0 or proj_dim == 0:
-        raise ValueError(
-            f"train_features: expected at least one checkpoint and one feature, got "
-            f"{_check.describe(train_features)}"
-        )
-    q = as_per_sample("weights", weights, train)
-    r = as_per_sample("curvature", curvature, train)
-    if not torch.isfinite(targets).all():
-        raise ValueError("target_features: expected finite values, got NaN or Inf")
-    if q is not None and not torch.isfinite(q).all():
-        raise ValueError("weights: expected finite values, got NaN or Inf")
-    given = (train.dtype, targets.dtype)
-    dtype = torch.float64 if torch.float64 in given else torch.float32
-    mean_q = train.new_ones(num_train, dtype=dtype) if q is None else q.double().mean(0)
-
-    if kernel is not None:
-        _check.float_tensor("kernel", kernel, "[M, k, k]", (2, 3))
-        if kernel.device != targets.device:
-            _check.on_device_of("kernel", kernel, "train_features", train)
-        kernel = kernel.detach() if kernel.dim() == 3 else kernel.detach()[None]
-        _check.shape_is("kernel", kernel, (checkpoints, proj_dim, proj_dim), "[M, k, k]")
-    if num_train == 0:
-        solved = torch.zeros_like(targets)
-        return _Prepared(train, SolvedTargets(solved, dtype), mean_q, None, streamed)
-
-    solved = targets.new_empty(targets.shape, dtype=torch.float64)
-    coefficients = train.new_empty((checkpoints, num_train), dtype=dtype) if leverage else None
-    for m in range(checkpoints):
-        if kernel is None:
-            accumulator = KernelAccumulator(proj_dim, targets.device)
-            for features, curvature_rows in _rows_on(targets.device, train[m], r, m):
-                accumulator.add(features, curvature_rows)
-            matrix = accumulator.matrix
-            if not torch.isfinite(matrix).all():
-                raise ValueError(
-                    "train_features: expected finite features (and curvature), got NaN or Inf"
-                )
-        else:
-            matrix = kernel[m].to(targets.device)
-        factor = factor_kernel(matrix, damping, ridge)
-        solved[m] = solve_targets(factor, targets[m]) / checkpoints
-        if coefficients is not None:
-            parts = [leverages(factor, *rows) for rows in _rows_on(targets.device, train[m], r, m)]
-            coefficients[m] = leverage_coefficients(torch.cat(parts))
-    return _Prepared(train, SolvedTargets(solved, dtype, precision), mean_q, coefficients, streamed)
-
-
-def _rows_on(
-    device: torch.device, train: Tensor, curvature: Tensor | None, m: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield features [rows, k] of checkpoint m and their curvature on a device, some at a time."""
-    if train.device == device:
-        yield train, None if curvature is None else curvature[m]
-        return
-    for rows, (features,) in stream_blocks([train], device):
-        yield features, None if curvature is None else curvature[m, rows].to(device)
+from ..kernels.score_pass import TopK, blocks_on
+from .formula import Estimator, KernelAccumulator, SampleBlock, Scorer
 
 
 def score(
@@ -165,21 +56,11 @@ def score(
         ValueError, TypeError: one sentence naming the argument; a kernel matrix that is not
             positive definite names damping.
     """
-    prepared = _prepare(
-        train_features,
-        target_features,
-        weights,
-        damping,
-        ridge,
-        curvature,
-        leverage,
-        kernel,
-        precision,
+    estimator = _estimator(damping, ridge, leverage)
+    training = TensorFeatures(
+        train_features, target_features, weights, curvature, kernel, precision
     )
-    arguments = (list(prepared.train), prepared.weights, prepared.coefficients)
-    if prepared.streamed:
-        return score_streamed(prepared.targets, *arguments)
-    return prepared.targets.score(*arguments)
+    return training.solved(estimator).score(training.device)
 
 
 def top_k(
@@ -210,20 +91,161 @@ def top_k(
     Returns:
         TopK(values [t, k], indices [t, k]), best first, ties by lower index.
     """
-    num_train = as_features("train_features", train_features).shape[1]
-    k = _check.integer("k", k, 0, num_train)
-    prepared = _prepare(
-        train_features,
-        target_features,
-        weights,
-        damping,
-        ridge,
-        curvature,
-        leverage,
-        kernel,
-        precision,
+    estimator = _estimator(damping, ridge, leverage)
+    training = TensorFeatures(
+        train_features, target_features, weights, curvature, kernel, precision
     )
-    arguments = (list(prepared.train), prepared.weights, k, largest, prepared.coefficients)
-    if prepared.streamed:
-        return top_k_streamed(prepared.targets, *arguments)
-    return prepared.targets.top_k(*arguments)
+    k = _check.integer("k", k, 0, training.num_samples)
+    return training.solved(estimator).top_k(k, largest, training.device)
+
+
+def kernel_matrix(features: Tensor, curvature: Tensor | None = None) -> Tensor:
+    """Return the kernel matrix of each checkpoint, with rows weighted by the loss's curvature R.
+
+    Args:
+        features: [M, n, k], or [n, k] for one checkpoint.
+        curvature: R = d^2 loss / df^2 of each sample, [M, n] (or [n]); None for ones.
+
+    Returns:
+        fp64 [M, k, k] ([k, k] for features [n, k]): the sum over samples of R_i phi_i phi_i^T.
+    """
+    stacked = _features("features", features)
+    weights = _per_sample("curvature", curvature, stacked)
+    kernels = []
+    for m in range(stacked.shape[0]):
+        accumulator = KernelAccumulator(stacked.shape[2], stacked.device)
+        accumulator.add(stacked[m], None if weights is None else weights[m])
+        kernels.append(accumulator.matrix)
+    if features.dim() == 2:
+        return kernels[0]
+    return torch.stack(kernels) if kernels else stacked.new_zeros((0,) + stacked.shape[2:] * 2)
+
+
+class TensorFeatures:
+    """Training features in tensors, with the targets that are scored: what `score` is given.
+
+    As `trak_ext.estimator.formula.TrainingFeatures`, with one projection block.
+    """
+
+    blocks = 1
+
+    def __init__(
+        self,
+        train_features: Any,
+        target_features: Any,
+        weights: Any,
+        curvature: Any,
+        kernel: Any,
+        precision: Any,
+    ) -> None:
+        self._train = train = _features("train_features", train_features)
+        self._targets = targets = _features("target_features", target_features)
+        if not (train.device.type == "cpu" and targets.device.type == "cuda"):
+            _check.on_device_of("target_features", targets, "train_features", train)
+        self._precision = _check.choice("precision", precision, operators.PRECISIONS)
+        self.num_checkpoints, self.num_samples, proj_dim = train.shape
+        if (
+            train_features.dim() != target_features.dim()
+            or targets.shape[0] != self.num_checkpoints
+            or targets.shape[2] != proj_dim
+        ):
+            raise ValueError(
+                f"target_features: expected [M, t, k] with M and k of train_features "
+                f"{list(train_features.shape)}, got {_check.describe(target_features)}"
+            )
+        if self.num_checkpoints == 0 or proj_dim == 0:
+            raise ValueError(
+                f"train_features: expected at least one checkpoint and one feature, got "
+                f"{_check.describe(train_features)}"
+            )
+        weights = _per_sample("weights", weights, train)
+        self._curvature = _per_sample("curvature", curvature, train)
+        for name, tensor in (("target_features", targets), ("weights", weights)):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise ValueError(f"{name}: expected finite values, got NaN or Inf")
+        self._dtype = (
+            torch.float64 if torch.float64 in (train.dtype, targets.dtype) else torch.float32
+        )
+        self._weight = (
+            train.new_ones(self.num_samples, dtype=self._dtype)
+            if weights is None
+            else weights.double().mean(0)
+        )
+        self._kernel = None
+        if kernel is not None:
+            _check.float_tensor("kernel", kernel, "[M, k, k]", (2, 3))
+            if kernel.device != targets.device:
+                _check.on_device_of("kernel", kernel, "train_features", train)
+            self._kernel = kernel.detach() if kernel.dim() == 3 else kernel.detach()[None]
+            expected = (self.num_checkpoints, proj_dim, proj_dim)
+            _check.shape_is("kernel", self._kernel, expected, "[M, k, k]")
+
+    @property
+    def device(self) -> torch.device:
+        """Of the targets, and of their scores."""
+        return self._targets.device
+
+    def solved(self, estimator: Estimator) -> Scorer:
+        """Return the scorer of these features, with all targets solved for."""
+        scorer = Scorer(self, estimator, self.device, dtype=self._dtype, precision=self._precision)
+        for targets in self._targets:
+            scorer.solve([targets])
+        return scorer
+
+    def kernels(self, m: int) -> Tensor:
+        """Return checkpoint m's kernel matrix, as given or made: fp64 [1, k, k]."""
+        if self._kernel is not None:
+            return self._kernel[m][None].to(self.device)
+        accumulator = KernelAccumulator(self._train.shape[2], self.device)
+        curvature = self.curvature(m)
+        for rows, (features,) in blocks_on(self.device, [self._train[m]]):
+            own = None if curvature is None else curvature[rows].to(self.device)
+            accumulator.add(features, own)
+        if not torch.isfinite(accumulator.matrix).all():
+            raise ValueError(
+                "train_features: expected finite features (and curvature), got NaN or Inf"
+            )
+        return accumulator.matrix[None]
+
+    def curvature(self, m: int) -> Tensor | None:
+        """Return R of each sample for checkpoint m, [n]; None for ones."""
+        return None if self._curvature is None else self._curvature[m]
+
+    def implied(self) -> Tensor:
+        """Return no sums: tensors of features do not say what damping their fit implies."""
+        return torch.zeros((1, self._train.shape[2] + 3), dtype=torch.float64, device="cpu")
+
+    def weight(self) -> Tensor:
+        """Return each sample's mean Q, [n]."""
+        return self._weight
+
+    def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:
+        """Yield all samples at once, with the features of the checkpoints (None for all)."""
+        chosen = range(self.num_checkpoints) if checkpoints is None else checkpoints
+        if self.num_samples:
+            yield SampleBlock(0, [self._train[m] for m in chosen], self._weight)
+
+
+def _estimator(damping: Any, ridge: Any, leverage: Any) -> Estimator:
+    return Estimator(_check.nonnegative("damping", damping), ridge, None, leverage)
+
+
+def _features(name: str, value: Any) -> Tensor:
+    """Return features as [M, n, k]."""
+    tensor = _check.float_tensor(name, value, "[M, n, k] or [n, k]", (2, 3))
+    _check.on_device_with_kernels(name, tensor)
+    tensor = tensor.detach().resolve_neg()  # kernels read memory, not the negative bit
+    return tensor if tensor.dim() == 3 else tensor[None]
+
+
+def _per_sample(name: str, value: Any, features: Tensor) -> Tensor | None:
+    """Return weights or curvature as [M, n], which must be where features are."""
+    if value is None:
+        return None
+    tensor = _check.float_tensor(name, value, "[M, n] (or [n] where M = 1)", (1, 2))
+    tensor = tensor.detach().resolve_neg()
+    _check.on_device_of(name, tensor, "features", features)
+    if tensor.dim() == 1 and features.shape[0] == 1:
+        tensor = tensor[None]
+    _check.shape_is(name, tensor, tuple(features.shape[:2]), "[M, n]")
+    return tensor

@@ -1,7 +1,8 @@
-"""Checkpoints of one model: state dicts in memory or on disk, checked against the model."""
+"""A model's checkpoints, in memory or on disk, checked against it; and where it computes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..store.digest import state_digest
+from .loaders import tensor_bytes
 
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
 
@@ -126,3 +127,31 @@ class Checkpoints:
                     f"{name}: expected {key} of shape {list(tensor.shape)}, got {shape}"
                 )
         return {key: state[key] for key in expected if isinstance(expected[key], Tensor)}
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return a digest of named tensors: names, dtypes, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def choose_device(model: nn.Module, device: Any = None) -> torch.device:
+    """Return a device of this machine: the one asked for, or the model's first parameter's."""
+    if device is None:
+        parameter = next(model.parameters(), None)
+        device = "cpu" if parameter is None else parameter.device
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise ValueError(
+            f"device: expected a torch device of this machine, got {device!r} ({reason})"
+        ) from error
+    if found.type == "meta":
+        raise ValueError("device: expected one that tensors have values on, got the meta device")
+    return found

@@ -1,12 +1,19 @@
-"""Going over a loader when a sample's position is its identity."""
+"""Going over a loader: batches, samples in order, and the digest that tells data from others.
+
+A sample's position is its identity. A batch is tensors with samples in front, in nested tuples,
+lists and mappings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -15,8 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ..store import SampleId
-from .batches import batch_size, map_tensors
+SampleId = int | str
 
 ID_KEY = "sample_id"
 
@@ -118,3 +124,77 @@ def _plain_id(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0):
         return value.item()
     return value
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch (nested tuples, lists and mappings of tensors) with every tensor mapped."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(map_tensors(function, value) for value in batch)
+    raise TypeError(
+        f"batch: expected tensors in tuples, lists or mappings, got a {type(batch).__name__}"
+    )
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    """Return a batch's tensors in order."""
+    tensors: list[Tensor] = []
+    map_tensors(lambda tensor: tensors.append(tensor) or tensor, batch)  # type: ignore[func-returns-value]
+    return tensors
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples: the first dimension, the same for every tensor."""
+    tensors = batch_tensors(batch)
+    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in tensors}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "batch: expected tensors with one number of samples in front, got shapes "
+            f"{[list(tensor.shape) for tensor in tensors]}"
+        )
+    size = sizes.pop()
+    assert size is not None
+    return size
+
+
+# --- digests --------------------------------------------------------------------------------------
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's values in row-major order as bytes."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+class SampleDigest:
+    """A digest of samples in order, the same however they were cut into batches."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def update(self, tensors: list[Tensor], ids: Sequence[int | str] | None = None) -> None:
+        """Add the samples of a batch: tensors with samples in front, and ids if there are any."""
+        rows = [self._rows(tensor) for tensor in tensors]
+        for i in range(tensors[0].shape[0]):
+            if ids is not None:
+                self._digest.update(f"id {json.dumps(ids[i])}|".encode())
+            for prefix, data in rows:
+                self._digest.update(prefix)
+                self._digest.update(data[i])
+
+    def hexdigest(self) -> str:
+        """Return the digest of all samples so far."""
+        return self._digest.hexdigest()
+
+    @staticmethod
+    def _rows(tensor: Tensor) -> tuple[bytes, np.ndarray[Any, Any]]:
+        prefix = f"{tensor.dtype}|{list(tensor.shape[1:])}|".encode()
+        count = tensor.shape[0]
+        data = np.frombuffer(tensor_bytes(tensor), dtype=np.uint8)
+        return prefix, data.reshape(count, data.size // max(count, 1))

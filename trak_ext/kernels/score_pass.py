@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _C
 from . import cuda_paths, operators
 from .runtime import get_num_threads
+from .streaming import Block, stream_blocks
 
 _NAN_SCORES = "train_features: expected scores that can be ordered, got NaN"
 
@@ -30,6 +31,74 @@ class TopK(_Pair):
     ids: list[list[int | str]] | None = None
     target_ids: list[int | str] | None = None
 
+    def __repr__(self) -> str:
+        num_targets, count = self.values.shape
+        lines = [
+            f"  target {t}: " + ", ".join(f"{i} ({v:.4g})" for i, v in zip(*row, strict=True))
+            for t, row in enumerate(zip(self.indices[:3, :5], self.values[:3, :5], strict=True))
+        ]
+        if num_targets > 3:
+            lines.append("  ...")
+        ids = "" if self.ids is None else ", with their ids"
+        title = f"TopK: {num_targets} targets, {count} training samples each{ids}: index (score)"
+        return "\n".join([title, *lines])
+
+
+class RunningTopK:
+    """The best k of scores that come some samples at a time; equal ones by lower index.
+
+    Args:
+        num_targets: t.
+        k: How many are kept, or as many as have come.
+        largest: Whether the best are the largest, or the smallest.
+        dtype, device: Of the scores, and of the result.
+    """
+
+    def __init__(
+        self, num_targets: int, k: int, largest: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        nothing = torch.empty((num_targets, 0), dtype=dtype, device=device)
+        self.best = TopK(nothing, nothing.long())
+        self._k = k
+        self._largest = largest
+
+    def add(self, found: TopK, start: int = 0) -> None:
+        """Take in the best, in order, of samples from number `start` on, after those before."""
+        device = self.best.values.device
+        found = TopK(found.values.to(device), found.indices.to(device) + start)
+        if self.best.values.shape[1]:
+            found = TopK(
+                torch.cat([self.best.values, found.values], 1),
+                torch.cat([self.best.indices, found.indices], 1),
+            )
+            found = self._sorted(found)
+        best = (part[:, : self._k].contiguous() for part in found)
+        self.best = TopK(*best)
+
+    def add_scores(self, scores: Tensor, start: int) -> None:
+        """Take in samples from number `start` on, with all of their scores [rows, t]."""
+        indices = torch.arange(scores.shape[0], device=scores.device).expand(scores.shape[1], -1)
+        found = self._sorted(TopK(scores.T, indices))
+        self.add(TopK(found.values[:, : self._k], found.indices[:, : self._k]), start)
+
+    def _sorted(self, found: TopK) -> TopK:
+        # Stable, and equal values already stand with the lower index first.
+        values, order = found.values.sort(dim=1, descending=self._largest, stable=True)
+        return TopK(values, found.indices.gather(1, order))
+
+
+def blocks_on(
+    device: torch.device, features: Sequence[Tensor], block_bytes: int | None = None
+) -> Iterator[Block]:
+    """Yield features M x [n, k] on a device: as they are, or streamed there from host memory.
+
+    Here alone is decided which.
+    """
+    if device.type == "cuda" and features[0].device.type == "cpu":
+        yield from stream_blocks(features, device, block_bytes)
+    else:
+        yield Block(slice(0, features[0].shape[0]), list(features))
+
 
 class SolvedTargets:
     """Targets with the inverse kernel applied, ready to meet training features block by block.
@@ -38,10 +107,21 @@ class SolvedTargets:
         solved: K_m^-1 phi_m(z) / M of each checkpoint and target, [M, t, k], fp64.
         dtype: fp64, or fp32 for everything else; of the scores and of the arithmetic.
         precision: Of fp32 on a CUDA device, see `score`.
+        stream: How features M x [n, k] come to the targets' device; None for `blocks_on`.
+
+    `score` and `top_k` take features in host memory where the targets are on a CUDA device: they
+    are streamed there, and the device never holds them, or all scores of a top-k, as a whole.
     """
 
-    def __init__(self, solved: Tensor, dtype: torch.dtype, precision: str = "highest") -> None:
+    def __init__(
+        self,
+        solved: Tensor,
+        dtype: torch.dtype,
+        precision: str = "highest",
+        stream: Callable[[Sequence[Tensor]], Iterator[Block]] | None = None,
+    ) -> None:
         self.dtype = dtype
+        self._stream = stream
         self._solved = solved.to(dtype).contiguous()
         self._parts = operators.PRECISIONS[precision]  # bf16 parts of an fp32 number
 
@@ -115,6 +195,17 @@ class SolvedTargets:
         ]
         return arguments, keep
 
+    def _blocks(
+        self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
+    ) -> Iterator[tuple[int, list[Tensor], Tensor, Tensor | None]]:
+        """Yield start, features, weights and coefficients of consecutive samples, on the device."""
+        weights = weights.to(self.device)
+        coefficients = None if coefficients is None else coefficients.to(self.device)
+        stream = self._stream or (lambda given: blocks_on(self.device, given))
+        for rows, block in stream(features):
+            part = None if coefficients is None else coefficients[:, rows]
+            yield rows.start, block, weights[rows], part
+
     def score(
         self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None = None
     ) -> Tensor:
@@ -122,8 +213,18 @@ class SolvedTargets:
 
         `coefficients` [M, n] scale each checkpoint's term.
         """
-        num_train, num_targets = features[0].shape[0], self._solved.shape[1]
-        out = self._solved.new_empty((num_train, num_targets))
+        scores = [
+            self._score(block, weight, part)
+            for _, block, weight, part in self._blocks(features, weights, coefficients)
+        ]
+        if len(scores) == 1:
+            return scores[0]
+        return torch.cat([self._solved.new_empty((0, self.num_targets)), *scores])
+
+    def _score(
+        self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
+    ) -> Tensor:
+        out = self._solved.new_empty((features[0].shape[0], self.num_targets))
         if out.device.type == "cuda":
             self._cuda_score(features, weights, coefficients, out)
             return out
@@ -163,20 +264,30 @@ class SolvedTargets:
         coefficients: Tensor | None = None,
     ) -> TopK:
         """Return the best k of the same scores for each target without holding them all."""
-        weights = weights if largest else -weights
-        if self._solved.device.type == "cuda":
-            values, indices = self._cuda_top_k(features, weights, k, coefficients)
-            return TopK(values if largest else -values, indices)
+        running = RunningTopK(self.num_targets, k, largest, self.dtype, self.device)
+        for start, block, weight, part in self._blocks(features, weights, coefficients):
+            count = min(k, block[0].shape[0])
+            # The kernels look for the largest: of opposite scores where the smallest are asked for.
+            found = self._largest(block, weight if largest else -weight, count, part)
+            if not largest:
+                found = TopK(-found.values, found.indices)
+            running.add(found, start)
+        return running.best
+
+    def _largest(
+        self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None
+    ) -> TopK:
+        if self.device.type == "cuda":
+            return self._cuda_top_k(features, weights, k, coefficients)
         arguments, keep = self._arguments(features, weights, coefficients)
-        num_targets = self._solved.shape[1]
-        values = self._solved.new_empty((num_targets, k))
-        indices = self._solved.new_empty((num_targets, k), dtype=torch.int64)
+        values = self._solved.new_empty((self.num_targets, k))
+        indices = self._solved.new_empty((self.num_targets, k), dtype=torch.int64)
         addresses = (values.data_ptr(), indices.data_ptr())
         finite = self._kernel("top_k")(*arguments, k, *addresses, get_num_threads())
         del keep
         if not finite:
             raise ValueError(_NAN_SCORES)
-        return TopK(values if largest else -values, indices)
+        return TopK(values, indices)
 
     def _cuda_top_k(
         self, features: Sequence[Tensor], weights: Tensor, k: int, coefficients: Tensor | None
@@ -222,26 +333,12 @@ class SolvedTargets:
         num_train, num_targets = features[0].shape[0], self._solved.shape[1]
         row_bytes = max(1, num_targets * self._solved.element_size())
         step = max(k, operators.CUDA_WORKSPACE_BYTES // row_bytes)
-        best = TopK(
-            self._solved.new_empty((num_targets, 0)),
-            torch.empty((num_targets, 0), dtype=torch.int64, device=self._solved.device),
-        )
+        running = RunningTopK(num_targets, k, True, self.dtype, self.device)
         for start in range(0, num_train, step):
             rows = slice(start, start + step)
             part = None if coefficients is None else coefficients[:, rows]
-            scores = self.score([phi[rows] for phi in features], weights[rows], part).T
+            scores = self._score([phi[rows] for phi in features], weights[rows], part)
             if bool(scores.isnan().any()):
                 raise ValueError(_NAN_SCORES)
-            end = start + scores.shape[1]
-            indices = torch.arange(start, end, device=scores.device).expand(num_targets, -1)
-            best = merge_top_k(best, TopK(scores, indices), k)
-        return best
-
-
-def merge_top_k(first: TopK, second: TopK, k: int, largest: bool = True) -> TopK:
-    """Return the best k of two lists, of which `first` holds the lower indices."""
-    values = torch.cat([first.values, second.values], 1)
-    indices = torch.cat([first.indices, second.indices], 1)
-    # Stable, and equal values already stand with the lower index first.
-    values, order = values.sort(dim=1, descending=largest, stable=True)
-    return TopK(values[:, :k].contiguous(), indices.gather(1, order[:, :k]))
+            running.add_scores(scores, start)
+        return running.best

@@ -1,6 +1,6 @@
-"""Scores of training features that stay in host memory, for targets that are solved on a device.
+"""Features in host memory on their way to a device that scores them.
 
-Features come to the device a block of rows at a time, through two pinned buffers and two buffers of
+They come to the device a block of rows at a time, through two pinned buffers and two buffers of
 the device, on a stream of their own: while one block is scored the next one is on its way. So the
 device holds two blocks, whatever the number of samples.
 """
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from .score_pass import SolvedTargets, TopK, merge_top_k
 
 # Of all checkpoints' features together; two such blocks are on the device.
 BLOCK_BYTES = 64 * 2**20
@@ -104,56 +102,3 @@ def stream_blocks(
     finally:
         # However this ends, the buffers go back to their allocators now: no copy may be under way.
         transport.copy_stream.synchronize()
-
-
-def score_streamed(
-    targets: SolvedTargets,
-    features: Sequence[Tensor],
-    weights: Tensor,
-    coefficients: Tensor | None = None,
-    *,
-    block_bytes: int | None = None,
-    transport: Any = None,
-) -> Tensor:
-    """Return scores [n, t], on the device of `targets`, of features M x [n, k] in host memory.
-
-    As `SolvedTargets.score` on that device; `weights` [n] and `coefficients` [M, n] are anywhere.
-    """
-    device = targets.device
-    weights, coefficients = _to(device, weights), _to(device, coefficients)
-    parts = [torch.empty((0, targets.num_targets), dtype=targets.dtype, device=device)]
-    for rows, block in stream_blocks(features, device, block_bytes, transport):
-        part = None if coefficients is None else coefficients[:, rows]
-        parts.append(targets.score(block, weights[rows], part))
-    return torch.cat(parts)
-
-
-def top_k_streamed(
-    targets: SolvedTargets,
-    features: Sequence[Tensor],
-    weights: Tensor,
-    k: int,
-    largest: bool = True,
-    coefficients: Tensor | None = None,
-    *,
-    block_bytes: int | None = None,
-    transport: Any = None,
-) -> TopK:
-    """Return the best k of the same scores for each target, on the device of `targets`.
-
-    Neither the scores nor the features are ever held there as a whole.
-    """
-    device = targets.device
-    weights, coefficients = _to(device, weights), _to(device, coefficients)
-    nothing = torch.empty((targets.num_targets, 0), dtype=targets.dtype, device=device)
-    best = TopK(nothing, nothing.long())
-    for rows, block in stream_blocks(features, device, block_bytes, transport):
-        part = None if coefficients is None else coefficients[:, rows]
-        count = min(k, rows.stop - rows.start)
-        found = targets.top_k(block, weights[rows], count, largest, part)
-        best = merge_top_k(best, TopK(found.values, found.indices + rows.start), k, largest)
-    return best
-
-
-def _to(device: torch.device, tensor: Any) -> Any:
-    return None if tensor is None else tensor.to(device)

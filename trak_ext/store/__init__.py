@@ -1,17 +1,33 @@
-"""Features kept by checkpoint, part and range of samples, in memory or as safetensors on disk."""
+"""Features kept by checkpoint, addition and range of samples, in memory or as safetensors."""
 
-from .directory import DirectoryStore, open_store
-from .in_memory import MemoryStore
-from .records import Context, Mark, SampleId, Shard, StoreError, shard_rows
+from __future__ import annotations
+
+import os
+
+from ..inputs.loaders import SampleId
+from .base import CheckpointSummary, Context, Shard, Store, StoredFeatures, StoreError, shard_rows
+from .directory import DirectoryStore
+from .memory import MemoryStore
 
 __all__ = [
+    "CheckpointSummary",
     "Context",
     "DirectoryStore",
-    "Mark",
     "MemoryStore",
     "SampleId",
     "Shard",
+    "Store",
     "StoreError",
+    "StoredFeatures",
     "open_store",
     "shard_rows",
 ]
+
+
+def open_store(store: str | os.PathLike[str] | None) -> Store:
+    """Return the store of a path, or one in memory."""
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store: expected a path or None, got {store!r}")
+    if store is not None and not os.fspath(store):
+        raise ValueError("store: expected the path of a folder, got ''")
+    return MemoryStore() if store is None else DirectoryStore(store)

@@ -1,8 +1,8 @@
-"""Features kept by checkpoint, part and range of samples, in memory or as safetensors on disk.
+"""Features kept in a folder, as safetensors.
 
-On disk: `manifest.json` (the settings that made the store), and for each checkpoint a folder of
-shards, a mark once all samples are in, and kernel matrices. Training samples that were added later
-are parts 1, 2, ... with folders of their own inside it. Every file is written under a temporary
+`manifest.json` has the settings that made the store; each checkpoint has a folder of shards, a
+summary once all samples are in, and kernel matrices. Training samples that were added later,
+additions 1, 2, ..., have folders of their own inside it. Every file is written under a temporary
 name, synced and renamed, so what bears its own name is whole; a checksum finds what was damaged
 later.
 """
@@ -17,15 +17,21 @@ from typing import Any
 
 from torch import Tensor
 
-from .digest import settings_digest, tensor_bytes
-from .in_memory import MemoryStore
-from .records import Context, Mark, Shard, StoreError, compare_settings
+from ..inputs.loaders import tensor_bytes
+from .base import (
+    CheckpointSummary,
+    Context,
+    Shard,
+    StoreError,
+    compare_settings,
+    settings_digest,
+)
 
 FORMAT_VERSION = 2
 
 
 class DirectoryStore:
-    """A store in a folder; made by the first write, refused where it was made otherwise."""
+    """A `Store` in a folder; made by the first write, refused where it was made otherwise."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -33,7 +39,10 @@ class DirectoryStore:
             raise StoreError(f"store: expected a folder, got the file {str(self.path)!r}")
         self._settings: dict[str, Any] | None = None
 
-    def open(self, settings: dict[str, Any], *, create: bool, part: int = 0) -> None:
+    def __repr__(self) -> str:
+        return f"features in {str(self.path)!r}"
+
+    def open(self, settings: dict[str, Any], *, create: bool, addition: int = 0) -> None:
         """Compare the manifest with `settings`; where there is none yet, take them on.
 
         The checkpoints may be some of the manifest's, from the first on, or continue them.
@@ -48,7 +57,10 @@ class DirectoryStore:
             if self.path.is_dir() and any(self.path.glob("checkpoint-*/**/*.safetensors")):
                 raise StoreError(f"store: expected {str(manifest)!r} beside its features, got none")
             if not create:
-                raise StoreError(f"store: expected a fitted store, got none at {str(self.path)!r}")
+                raise StoreError(
+                    "Attributor is not fitted: call fit() first (there is no store at "
+                    f"{str(self.path)!r})"
+                )
             self._clear_leftovers()
             return
         try:
@@ -74,14 +86,14 @@ class DirectoryStore:
                 leftover.unlink()
 
     def read(
-        self, checkpoint: int, start: int, stop: int | None = None, part: int = 0
+        self, checkpoint: int, start: int, stop: int | None = None, addition: int = 0
     ) -> Shard | None:
-        """Return the shard that begins with sample `start` of a part, or None where there is none.
+        """Return the shard that begins with sample `start` of an addition, or None.
 
         Args:
             stop: Where the samples end, if known: a shard of another length is refused.
         """
-        path = self._folder(checkpoint, part) / _shard_name(start)
+        path = self._folder(checkpoint, addition) / _shard_name(start)
         if not path.exists():
             return None
         tensors, metadata = self._load(checkpoint, path, Shard._fields[:4])
@@ -91,51 +103,55 @@ class DirectoryStore:
         ids = json.loads(metadata["ids"]) if "ids" in metadata else None
         return Shard(**tensors, data_digest=metadata["data_digest"], ids=ids)
 
-    def write(self, checkpoint: int, start: int, shard: Shard, part: int = 0) -> None:
+    def write(self, checkpoint: int, start: int, shard: Shard, addition: int = 0) -> None:
         """Write a shard under its own name, whole or not at all."""
         tensors = {name: getattr(shard, name) for name in Shard._fields[:4]}
         metadata = {"data_digest": shard.data_digest}
         if shard.ids is not None:
             metadata["ids"] = json.dumps(shard.ids)
-        path = self._folder(checkpoint, part) / _shard_name(start)
+        path = self._folder(checkpoint, addition) / _shard_name(start)
         self._save(checkpoint, path, tensors, metadata)
 
-    def read_mark(self, checkpoint: int, part: int = 0) -> Mark | None:
-        """Return the mark of a checkpoint's part, or None where it is not finished."""
-        path = self._folder(checkpoint, part) / "finished.safetensors"
+    def read_summary(self, checkpoint: int, addition: int = 0) -> CheckpointSummary | None:
+        """Return what is known of a finished checkpoint, or None where it is not finished."""
+        path = self._folder(checkpoint, addition) / "finished.safetensors"
         if not path.exists():
             return None
-        tensors, metadata = self._load(checkpoint, path, Mark._fields[3:])
-        figures: list[Any] = [json.loads(metadata[name]) for name in Mark._fields[:3]]
-        return Mark(*figures, *(tensors[name] for name in Mark._fields[3:]))
+        tensors, metadata = self._load(checkpoint, path, CheckpointSummary._fields[3:])
+        figures: list[Any] = [json.loads(metadata[name]) for name in CheckpointSummary._fields[:3]]
+        return CheckpointSummary(
+            *figures, *(tensors[name] for name in CheckpointSummary._fields[3:])
+        )
 
-    def write_mark(self, checkpoint: int, mark: Mark, part: int = 0) -> None:
-        """Mark a checkpoint's part as finished."""
-        metadata = {name: json.dumps(getattr(mark, name)) for name in Mark._fields[:3]}
-        tensors = {name: getattr(mark, name) for name in Mark._fields[3:]}
-        path = self._folder(checkpoint, part) / "finished.safetensors"
+    def write_summary(self, checkpoint: int, summary: CheckpointSummary, addition: int = 0) -> None:
+        """Say that a checkpoint's features are all there."""
+        metadata = {
+            name: json.dumps(getattr(summary, name)) for name in CheckpointSummary._fields[:3]
+        }
+        tensors = {name: getattr(summary, name) for name in CheckpointSummary._fields[3:]}
+        path = self._folder(checkpoint, addition) / "finished.safetensors"
         self._save(checkpoint, path, tensors, metadata)
 
     def read_kernel(
-        self, checkpoint: int, weighting: str, part: int, data_digest: str
+        self, checkpoint: int, weighting: str, addition: int, data_digest: str
     ) -> Tensor | None:
-        """Return the kernel matrices of a part; None where they are not there, or of other data.
+        """Return kernel matrices fp64 [blocks, k, k]; None where they are not there, or of others.
 
         Args:
             weighting: How samples are weighted in it, as a file's name may say it.
-            data_digest: Of the part's data.
+            data_digest: Of the samples' data.
         """
-        path = self._folder(checkpoint, part) / f"kernel-{weighting}.safetensors"
+        path = self._folder(checkpoint, addition) / f"kernel-{weighting}.safetensors"
         if not path.exists():
             return None
         tensors, metadata = self._load(checkpoint, path, ("kernel",))
         return tensors["kernel"] if metadata.get("data_digest") == data_digest else None
 
     def write_kernel(
-        self, checkpoint: int, weighting: str, part: int, data_digest: str, kernel: Tensor
+        self, checkpoint: int, weighting: str, addition: int, data_digest: str, kernel: Tensor
     ) -> None:
-        """Write the kernel matrices of a checkpoint's part, fp64 [blocks, k, k]."""
-        path = self._folder(checkpoint, part) / f"kernel-{weighting}.safetensors"
+        """Write kernel matrices fp64 [blocks, k, k]."""
+        path = self._folder(checkpoint, addition) / f"kernel-{weighting}.safetensors"
         self._save(checkpoint, path, {"kernel": kernel}, {"data_digest": data_digest})
 
     def read_context(self, checkpoint: int) -> Context | None:
@@ -151,9 +167,9 @@ class DirectoryStore:
         path = self._folder(checkpoint) / "context.safetensors"
         self._save(checkpoint, path, context.tensors, {"data_digest": context.data_digest})
 
-    def _folder(self, checkpoint: int, part: int = 0) -> Path:
+    def _folder(self, checkpoint: int, addition: int = 0) -> Path:
         folder = self.path / f"checkpoint-{checkpoint:04d}"
-        return folder / f"part-{part:04d}" if part else folder
+        return folder / f"part-{addition:04d}" if addition else folder
 
     def _fingerprint(self, checkpoint: int) -> str:
         """Return a digest of all that a checkpoint's features depend on but the data."""
@@ -240,12 +256,3 @@ def _write_whole(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def open_store(store: str | os.PathLike[str] | None) -> MemoryStore | DirectoryStore:
-    """Return the store of a path, or one in memory."""
-    if store is not None and not isinstance(store, (str, os.PathLike)):
-        raise TypeError(f"store: expected a path or None, got {store!r}")
-    if store is not None and not os.fspath(store):
-        raise ValueError("store: expected the path of a folder, got ''")
-    return MemoryStore() if store is None else DirectoryStore(store)

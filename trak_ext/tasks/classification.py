@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import ModelOutput
-from .parts import (
+from .core import (
     IGNORED,
+    ModelOutput,
     at_least_fp32,
     check_integers,
     inputs_and_labels,

@@ -13,6 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..inputs.loaders import ID_KEY
+
+IGNORED = -100  # the label that cross_entropy of torch and Hugging Face models leave out
+
+_POSITION = "target_position"
+
 Batches = Iterable[tuple[int, Any]]
 Prepare = Callable[[Callable[..., Any], Batches, int], Mapping[str, Tensor]]
 
@@ -96,3 +102,132 @@ class Task:
                 f"{[list(part.shape) for part in (output, weight, curvature)]}"
             )
         return ModelOutput(output, weight.detach(), curvature.detach())
+
+
+# --- what the built-in tasks share ----------------------------------------------------------------
+
+
+def inputs_and_labels(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+    """Return positional and keyword inputs of the model, and the labels, of a batch."""
+    if isinstance(batch, Mapping):
+        key = next((key for key in ("labels", "label") if key in batch), None)
+        if key is None:
+            raise ValueError(
+                f"batch: expected a mapping with 'labels' (or 'label'), got keys {list(batch)}"
+            )
+        return (), {name: value for name, value in batch.items() if name != key}, batch[key]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return (batch[0],), {}, batch[1]
+    raise ValueError(
+        f"batch: expected (inputs, labels) or a mapping with 'labels', got a {type(batch).__name__}"
+        + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+    )
+
+
+def split_position(batch: Any) -> tuple[Any, Tensor]:
+    """Return a batch without its `target_position`, and that: int64 [B].
+
+    A mapping has it under that key; (inputs, labels, target_position) as the last.
+    """
+    if isinstance(batch, Mapping) and _POSITION in batch:
+        rest = {name: value for name, value in batch.items() if name != _POSITION}
+        return rest, batch[_POSITION].reshape(-1).long()
+    if isinstance(batch, (tuple, list)) and len(batch) == 3:
+        return tuple(batch[:2]), batch[2].reshape(-1).long()
+    raise ValueError(
+        f"batch: expected a mapping with {_POSITION!r} or (inputs, labels, {_POSITION}), got "
+        + (f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}")
+    )
+
+
+def one_row_each(batch: Any, counted: Tensor) -> tuple[Any, Tensor]:
+    """Return a batch with one row for each counted part of a sample, and the rows' samples.
+
+    Args:
+        batch: A mapping with labels and perhaps sample ids, or (inputs, labels).
+        counted: bool [B, parts].
+
+    Returns:
+        The batch, samples repeated, with `target_position` (mapping) or that as a third part;
+        and int64 [rows], the sample of `batch` that each row repeats.
+    """
+    sample, position = counted.nonzero(as_tuple=True)
+    if isinstance(batch, Mapping):
+        repeated = {name: _rows(name, value, sample) for name, value in batch.items()}
+        return {**repeated, _POSITION: position}, sample
+    return (*(value[sample.to(value.device)] for value in batch), position), sample
+
+
+def _rows(name: str, value: Any, sample: Tensor) -> Any:
+    """Return the rows of a batch's value; ids may be a list."""
+    if name == ID_KEY and not isinstance(value, Tensor):
+        return [value[i] for i in sample.tolist()]
+    return value[sample.to(value.device)]
+
+
+def prediction(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the model's logits or predictions, in fp32 at least."""
+    result = model(*args, **kwargs)
+    found = result if isinstance(result, Tensor) else getattr(result, "logits", None)
+    if found is None and isinstance(result, Mapping):
+        found = result.get("out")  # torchvision's segmentation models
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "model: expected logits as a tensor or as the attribute .logits of its result, got a "
+            f"{type(result).__name__}"
+        )
+    return at_least_fp32(found)
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return a tensor whose half precision, if it has it, is widened."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def check_integers(labels: Tensor, shape: str, dims: int) -> None:
+    """Refuse labels that are not class numbers of the wanted number of dimensions."""
+    if labels.dim() != dims or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels: expected integers {shape}, got {labels.dtype} of shape {list(labels.shape)}"
+        )
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log(p/(1-p)) = logit_y - logsumexp(other logits) of the labelled classes.
+
+    A label that is no class gives NaN, so that `fit` can name the sample.
+
+    Args:
+        logits: [..., C], C >= 2.
+        labels: int [...].
+    """
+    labels = labels.long()
+    index = labels.clamp(0, logits.shape[-1] - 1)
+    own = logits.gather(-1, index[..., None])[..., 0]
+    others = logits.scatter(-1, index[..., None], float("-inf")).logsumexp(-1)
+    return torch.where(labels == index, own - others, float("nan"))
+
+
+def of_one(f: Tensor) -> ModelOutput:
+    """Return f with Q = 1-p and R = p(1-p), where f = log(p/(1-p)) and the loss is -log p."""
+    return ModelOutput(f, torch.sigmoid(-f), torch.sigmoid(f) * torch.sigmoid(-f))
+
+
+def of_many(f: Tensor, counted: Tensor) -> ModelOutput:
+    """Return the sum of the log-odds of a sample's parts, with the means of 1-p and of p(1-p).
+
+    Q as Park et al. 2023 take it for language models (DESIGN: mean of 1-p over the tokens). It is
+    -d loss / df for a loss that is the mean of -log p and an f that moves all parts alike, and R is
+    the same for the second derivative. NaN where no part counts.
+
+    Args:
+        f: [B, parts], log(p/(1-p)) of each.
+        counted: bool [B, parts], which parts count.
+    """
+    count = counted.sum(1)
+    parts = of_one(f)
+    total = torch.where(counted, f, 0).sum(1)
+    weight, curvature = (
+        torch.where(counted, part, 0).sum(1) / count for part in (parts.weight, parts.curvature)
+    )
+    return ModelOutput(torch.where(count > 0, total, float("nan")), weight, curvature)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import ModelOutput
-from .parts import (
+from .core import (
     IGNORED,
+    ModelOutput,
     check_integers,
     inputs_and_labels,
     log_odds,

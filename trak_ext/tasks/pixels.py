@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .core import ModelOutput
-from .language import token_output, tokens_output
-from .parts import (
+from .core import (
     IGNORED,
+    ModelOutput,
     check_integers,
     inputs_and_labels,
     one_row_each,
     prediction,
     split_position,
 )
+from .language import token_output, tokens_output
 
 
 def pixel_classification(model: Callable[..., Any], batch: Any) -> ModelOutput:

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from .core import ModelOutput
-from .parts import inputs_and_labels, prediction
+from .core import ModelOutput, inputs_and_labels, prediction
 
 
 def regression(model: Callable[..., Any], batch: Any) -> ModelOutput:
