@@ -22,7 +22,7 @@ import torch
 import measure
 import trak_ext
 from ceilings import Ceilings
-from trak_ext.estimator.kernel_matrix import factor_kernel, solve_targets
+from trak_ext.estimator.formula import factor_kernel, solve_targets
 from trak_ext.kernels.score_pass import SolvedTargets
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ import torch
 import measure
 import trak_ext
 from gpu import Gpu, Rehearsal, measure_ceilings, with_tf32
-from trak_ext.estimator.kernel_matrix import factor_kernel, solve_targets
+from trak_ext.estimator.formula import factor_kernel, solve_targets
 from trak_ext.kernels.score_pass import SolvedTargets
-from trak_ext.kernels.streaming import top_k_streamed
+from trak_ext.kernels.streaming import Block, stream_blocks
 
 # Products of bf16 parts: of fp32 features, and of bf16 features.
 PRODUCTS = {"medium": (1, 1), "high": (3, 2), "highest": (6, 3)}
@@ -77,10 +77,12 @@ def from_the_host(
 ) -> tuple[list[float], list[float]]:
     """Return times of top-k with features on the host, and of copying them from pinned memory."""
     features, weights = torch.randn(samples, proj_dim), torch.rand(samples)
-    prepared = SolvedTargets(solved[None], torch.float32)
-    streamed = gpu.milliseconds(
-        lambda: top_k_streamed(prepared, [features], weights, best, transport=gpu.transport)
-    )
+
+    def stream(given: Sequence[torch.Tensor]) -> Iterator[Block]:
+        return stream_blocks(given, gpu.device, transport=gpu.transport)
+
+    prepared = SolvedTargets(solved[None], torch.float32, stream=stream)
+    streamed = gpu.milliseconds(lambda: prepared.top_k([features], weights, best))
     rows = min(samples, 4096)
     pinned = features[:rows] if gpu.rehearsal else features[:rows].pin_memory()
     target = torch.empty((rows, proj_dim), device=gpu.device)

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trak_ext.inputs.checkpoints import Checkpoints
-from trak_ext.inputs.devices import choose_device
+from trak_ext.inputs.checkpoints import Checkpoints, choose_device
 
 CPU = torch.device("cpu")
 

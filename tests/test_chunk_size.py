@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trak_ext.gradients import chunk_size
-from trak_ext.gradients.chunk_size import ChunkSize
+from trak_ext.gradients import computer as chunk_size
+from trak_ext.gradients.computer import ChunkSize
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,8 @@ class Measure:
 @pytest.fixture
 def free(monkeypatch):
     """Sets what is free."""
+
+    monkeypatch.setattr(chunk_size, "TINY", 0)
 
     def say(value):
         monkeypatch.setattr(chunk_size, "free_bytes", lambda device: value)
@@ -54,6 +56,17 @@ def test_what_is_small_is_not_measured(free):
     assert measure.calls == 0
     ChunkSize(None).choose(CPU, 300, 8, 13, measure)
     assert measure.calls == 1
+
+
+def test_nobody_asks_what_is_free_for_a_tiny_model(monkeypatch):
+    def ask(device):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(chunk_size, "free_bytes", ask)
+    most = chunk_size.TINY // chunk_size.SAFE // 256
+    assert ChunkSize(None).choose(CPU, 300, 8, most - 8, Measure(0)) == 256
+    with pytest.raises(AssertionError, match="asked"):
+        ChunkSize(None).choose(CPU, 300, 8, most - 7, Measure(0))
 
 
 def test_only_larger_samples_are_measured_again(free):

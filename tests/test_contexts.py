@@ -50,7 +50,7 @@ def attributor(store=None, task="clip", **options):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr("trak_ext.store.shard_rows", lambda width: 8)
+    monkeypatch.setattr("trak_ext.store.base.shard_rows", lambda width: 8)
 
 
 def brute_force():
@@ -127,7 +127,7 @@ def test_later_parts_keep_the_sample_of_the_first(tmp_path):
     assert int(positions.max()) < 15
     alone = attributor()
     alone.fit([first])
-    shards = [grown._store.read(0, 0, part=1), None]
+    shards = [grown._store.read(0, 0, addition=1), None]
     targets = Attributor(
         setting()[0], "clip", checkpoints=setting()[1], proj_dim=PROJ_DIM, progress=False
     )

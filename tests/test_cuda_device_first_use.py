@@ -66,7 +66,6 @@ import torch
 
 import trak_ext
 from trak_ext.kernels.score_pass import SolvedTargets
-from trak_ext.kernels.streaming import score_streamed
 
 grads = torch.randn(5, 3000, device="cuda:1")
 features, weights = [torch.randn(100, 70, device="cuda:1")], torch.rand(100, device="cuda:1")
@@ -81,7 +80,7 @@ def work():
     solved.score(features, weights)
     solved.top_k(features, weights, 3)
     trak_ext._C.cuda_projection_path(1)
-    score_streamed(solved, [torch.randn(100, 70)], torch.rand(100))
+    solved.score([torch.randn(100, 70)], torch.rand(100))
     seen.append(torch.cuda.current_device())
 
 

@@ -9,7 +9,7 @@ import torch
 
 import trak_ext
 from trak_ext import _C
-from trak_ext.estimator.kernel_matrix import factor_kernel, solve_targets
+from trak_ext.estimator.formula import factor_kernel, solve_targets
 from trak_ext.kernels import operators, streaming
 from trak_ext.kernels.score_pass import SolvedTargets
 
@@ -171,14 +171,19 @@ def test_features_in_host_memory_are_streamed(dtype, leverage, monkeypatch):
 @device
 def test_streaming_waits_for_a_slow_stream():
     features = [torch.randn(5000, 256)]
-    solved = SolvedTargets(torch.randn(1, 20, 256, dtype=torch.float64).cuda(), torch.float32)
+    targets = torch.randn(1, 20, 256, dtype=torch.float64).cuda()
     weights = torch.rand(5000)
-    whole = solved.score([features[0].cuda()], weights.cuda())
+    whole = SolvedTargets(targets, torch.float32).score([features[0].cuda()], weights.cuda())
+
+    def in_small_blocks(given):
+        return streaming.stream_blocks(given, targets.device, 100 * 1024)
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
-        got = streaming.score_streamed(solved, features, weights, block_bytes=100 * 1024)
+        solved = SolvedTargets(targets, torch.float32, stream=in_small_blocks)
+        got = solved.score(features, weights)
     stream.synchronize()
     assert torch.equal(got, whole)
 

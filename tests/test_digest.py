@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trak_ext.store.digest import SampleDigest, settings_digest, state_digest, tensor_bytes
+from trak_ext.inputs.checkpoints import state_digest
+from trak_ext.inputs.loaders import SampleDigest, tensor_bytes
+from trak_ext.store.base import settings_digest
 
 
 def digest_of(*batches):

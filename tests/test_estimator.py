@@ -18,7 +18,7 @@ from trak_ext.estimator.damping import (
     fitted_above,
     ridge_of_sums,
 )
-from trak_ext.estimator.options import Estimator
+from trak_ext.estimator.formula import Estimator
 from trak_ext.tasks import TASKS, Task
 
 NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
@@ -97,7 +97,7 @@ def test_scores_equal_the_reference(name, blocks, rows, monkeypatch):
     options = OPTIONS[name]
     made = fitted(blocks=blocks, **options)
     expected = expected_scores(made, options, blocks)
-    monkeypatch.setattr("trak_ext.store.shard_rows", lambda width: rows)
+    monkeypatch.setattr("trak_ext.store.base.shard_rows", lambda width: rows)
     made = fitted(blocks=blocks, **options)
     test = setting()[3]
     scores = made.attribute([test])
@@ -228,7 +228,7 @@ def test_settings_and_fingerprint_tell_estimators_apart(tmp_path):
 
 
 def test_a_leverage_near_one_is_named_by_its_number(monkeypatch):
-    monkeypatch.setattr("trak_ext.store.shard_rows", lambda width: 8)
+    monkeypatch.setattr("trak_ext.store.base.shard_rows", lambda width: 8)
     x = 1e-4 * torch.randn(NUM_TRAIN, 4)
     x[23] = 1e4
     made = Attributor(

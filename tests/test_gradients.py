@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import trak_ext.gradients.chunk_size
+import trak_ext.gradients.computer
 from trak_ext.gradients import GradientComputer
 from trak_ext.gradients.functional import eval_mode
-from trak_ext.inputs.batches import batch_tensors
+from trak_ext.inputs.loaders import batch_tensors
 from trak_ext.tasks import TASKS, Task
 
 CLASSIFICATION = TASKS["image_classification"]
@@ -329,7 +329,8 @@ def test_a_sample_is_measured_where_chunks_might_not_fit(monkeypatch):
     batch = (torch.randn(30, 5), torch.randint(0, CLASSES, (30,)))
     sample = GradientComputer(model, CLASSIFICATION).sample_bytes({}, batch)
     assert sample >= 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
-    monkeypatch.setattr(trak_ext.gradients.chunk_size, "free_bytes", lambda device: 2 * 7 * sample)
+    monkeypatch.setattr(trak_ext.gradients.computer, "TINY", 0)
+    monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 2 * 7 * sample)
     computer = GradientComputer(model, CLASSIFICATION)
     assert [len(part.output) for part in computer({}, batch)] == [7, 7, 7, 7, 2]
 

@@ -131,7 +131,7 @@ def main(folder):
     import torch._dynamo  # torch.func would, in every child anew
 
     torch.set_num_threads(1)
-    trak_ext.store.shard_rows = lambda proj_dim: ROWS
+    trak_ext.store.base.shard_rows = lambda proj_dim: ROWS
     for i, (where, fatal) in enumerate(MOMENTS.values()):
         child = os.fork()
         if child == 0:
@@ -169,7 +169,7 @@ def left_behind(graveyard, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _as_the_victims(monkeypatch):
-    monkeypatch.setattr(trak_ext.store, "shard_rows", lambda proj_dim: ROWS)
+    monkeypatch.setattr(trak_ext.store.base, "shard_rows", lambda proj_dim: ROWS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -212,7 +212,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(moment, left_behin
     if MOMENTS[moment][0] == "fsync":
         assert list(path.rglob("*.tmp"))
     if len(left) < 9:
-        with pytest.raises(StoreError, match=r"fit first|expected a fitted store"):
+        with pytest.raises(StoreError, match=r"Attributor is not fitted"):
             attributor(path).attribute(batches(setting()[2]))
     before = {name: (path / name).read_bytes() for name in left}
 
@@ -426,7 +426,7 @@ def test_not_finite_in_a_later_shard_and_a_fit_without_it(tmp_path, fitted):
 
 
 def test_many_samples_that_are_not_finite_make_one_short_sentence(monkeypatch):
-    monkeypatch.setattr(trak_ext.store, "shard_rows", lambda proj_dim: 1000)
+    monkeypatch.setattr(trak_ext.store.base, "shard_rows", lambda proj_dim: 1000)
     x, y = torch.full((100, 4), float("nan")), torch.zeros(100, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"for 100 of them: 0, 1, 2, .*\.\.\.$") as error:
         attributor(None).fit([(x, y)])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import trak_ext
 from trak_ext import reference
-from trak_ext.kernels.score_pass import merge_top_k
+from trak_ext.kernels.score_pass import RunningTopK
 
 
 def problem(m=2, n=60, t=7, k=11, dtype=torch.float64, seed=0):
@@ -166,7 +166,10 @@ def test_merged_lists_are_the_list_of_all():
         found = part.sort(dim=1, descending=True, stable=True)
         return trak_ext.TopK(found.values[:, :k], found.indices[:, :k] + offset)
 
-    merged = merge_top_k(best(values[:, :15], 0, 8), best(values[:, 15:], 15, 8), 8)
+    running = RunningTopK(len(values), 8, True, values.dtype, values.device)
+    running.add(best(values[:, :15], 0, 8))
+    running.add(best(values[:, 15:], 0, 8), 15)
+    merged = running.best
     expected = best(values, 0, 8)
     assert torch.equal(merged.values, expected.values)
     assert torch.equal(merged.indices, expected.indices)

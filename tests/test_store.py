@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from trak_ext.store import (
+    CheckpointSummary,
     Context,
     DirectoryStore,
-    Mark,
     MemoryStore,
     Shard,
     StoreError,
@@ -23,7 +23,7 @@ from trak_ext.store import (
 
 SETTINGS = {"seed": 0, "params": {"a": [2, 3]}, "autocast": None, "checkpoints": ["x", "y"]}
 KERNEL = torch.eye(2, dtype=torch.float64)[None]
-MARK = Mark(
+SUMMARY = CheckpointSummary(
     5, ["a", "b"], 0.25, torch.rand(5), torch.rand(5), torch.arange(5, dtype=torch.float64)[None]
 )
 
@@ -51,7 +51,7 @@ def filled(tmp_path):
     store = opened(tmp_path / "store", create=True)
     store.write(0, 0, shard())
     store.write(0, 3, shard(2, seed=1))
-    store.write_mark(0, MARK)
+    store.write_summary(0, SUMMARY)
     store.write_kernel(0, "plain", 0, "data", KERNEL)
     store.write(1, 0, shard(seed=2))
     return store
@@ -86,12 +86,12 @@ def test_what_is_written_comes_back(where, tmp_path):
     store.open(SETTINGS, create=True)
     assert store.read(0, 0) is None
     assert store.read_kernel(0, "plain", 0, "data") is None
-    assert store.read_mark(0) is None
+    assert store.read_summary(0) is None
     store.write(0, 0, shard())
     store.write(1, 2**40, shard(1, seed=1))
     kernel = torch.tensor([[[2.0, 1.0], [1.0, 3.0]]], dtype=torch.float64)
     store.write_kernel(1, "plain", 0, "data", kernel)
-    store.write_mark(1, MARK)
+    store.write_summary(1, SUMMARY)
     if where == "folder":
         store = opened(tmp_path / "a" / "b")
     assert_shard(store.read(0, 0, 3), shard())
@@ -102,10 +102,10 @@ def test_what_is_written_comes_back(where, tmp_path):
     found = store.read_kernel(1, "plain", 0, "data")
     assert torch.equal(found, kernel)
     assert found.dtype == torch.float64
-    assert_mark(store.read_mark(1), MARK)
+    assert_summary(store.read_summary(1), SUMMARY)
 
 
-def assert_mark(got, expected):
+def assert_summary(got, expected):
     assert got[:3] == expected[:3]
     for a, b in zip(got[3:], expected[3:], strict=True):
         assert a.dtype == b.dtype
@@ -121,7 +121,7 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     store.write(0, 0, with_ids, 2)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     for part in (0, 2):
-        store.write_mark(1, MARK._replace(num_samples=part), part)
+        store.write_summary(1, SUMMARY._replace(num_samples=part), part)
         for i, weighting in enumerate(("plain", "own", "mean-0002")):
             store.write_kernel(1, weighting, part, "data", one * (10 * part + i))
     context = Context({"a": torch.arange(3), "b": torch.ones(2, 2)}, "digest")
@@ -129,16 +129,16 @@ def test_parts_kernels_and_contexts_are_kept_apart(where, tmp_path):
     if where == "folder":
         store = opened(tmp_path)
     assert_shard(store.read(0, 0), shard())
-    assert_shard(store.read(0, 0, part=2), with_ids)
-    assert store.read(0, 0, part=1) is None
+    assert_shard(store.read(0, 0, addition=2), with_ids)
+    assert store.read(0, 0, addition=1) is None
     for part in (0, 2):
-        assert store.read_mark(1, part).num_samples == part
+        assert store.read_summary(1, part).num_samples == part
         for i, weighting in enumerate(("plain", "own", "mean-0002")):
             assert float(store.read_kernel(1, weighting, part, "data")) == 10 * part + i
             assert store.read_kernel(1, weighting, part, "other data") is None
     assert store.read_kernel(1, "plain", 1, "data") is None
     assert store.read_kernel(1, "mean-0001", 0, "data") is None
-    assert store.read_mark(1, 1) is None
+    assert store.read_summary(1, 1) is None
     assert store.read_context(0) is None
     found = store.read_context(1)
     assert found.data_digest == "digest"
@@ -184,9 +184,7 @@ def test_opening_writes_nothing(tmp_path):
     path = tmp_path / "store"
     opened(path, create=True)
     assert not path.exists()
-    with pytest.raises(
-        StoreError, match=re.escape(f"expected a fitted store, got none at '{path}")
-    ):
+    with pytest.raises(StoreError, match=re.escape(f"there is no store at '{path}")):
         opened(path)
     assert not path.exists()
 
@@ -260,7 +258,7 @@ def test_features_without_a_manifest_are_refused(filled, create):
 READERS = {
     "checkpoint-0000/features-000000000000.*": lambda store: store.read(0, 0, 3),
     "checkpoint-0000/kernel-plain.*": lambda store: store.read_kernel(0, "plain", 0, "data"),
-    "checkpoint-0000/finished.*": lambda store: store.read_mark(0),
+    "checkpoint-0000/finished.*": lambda store: store.read_summary(0),
 }
 
 
@@ -306,7 +304,7 @@ def test_any_byte_flipped_is_rejected_by_name(filled, pattern, flip):
 def test_a_file_of_another_store_is_rejected_by_name(filled, tmp_path):
     other = opened(tmp_path / "other", {**SETTINGS, "seed": 5}, create=True)
     other.write(0, 0, shard())
-    other.write_mark(0, MARK)
+    other.write_summary(0, SUMMARY)
     other.write_kernel(0, "plain", 0, "data", KERNEL)
     for pattern, reader in READERS.items():
         file = one(filled.path, pattern)

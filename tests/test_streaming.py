@@ -11,17 +11,26 @@ import torch
 import trak_ext
 from late_transport import LateTransport
 from trak_ext.estimator import scoring
-from trak_ext.kernels import streaming
+from trak_ext.kernels import score_pass, streaming
 from trak_ext.kernels.score_pass import SolvedTargets, TopK
-from trak_ext.kernels.streaming import score_streamed, stream_blocks, top_k_streamed
+from trak_ext.kernels.streaming import stream_blocks
 
 CPU = torch.device("cpu")
 
 
 def problem(checkpoints=2, n=103, t=5, k=7, dtype=torch.float32):
     features = [torch.randn(n, k).to(dtype) for _ in range(checkpoints)]
-    solved = SolvedTargets(torch.randn(checkpoints, t, k, dtype=torch.float64), torch.float32)
+    solved = torch.randn(checkpoints, t, k, dtype=torch.float64)
     return solved, features, torch.rand(n), 1 + torch.rand(checkpoints, n)
+
+
+def streamed(solved, block_bytes):
+    """Targets whose features come in blocks, through a device's streams that are played."""
+
+    def stream(features):
+        return stream_blocks(features, CPU, block_bytes, LateTransport())
+
+    return SolvedTargets(solved, torch.float32, stream=stream)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
@@ -30,39 +39,35 @@ def test_blocks_give_the_scores_of_the_whole(dtype, rows):
     solved, features, weights, coefficients = problem(dtype=dtype)
     block_bytes = rows * 2 * 7 * features[0].element_size()
     for given in (None, coefficients):
-        expected = solved.score(features, weights, given)
-        arguments = {"block_bytes": block_bytes, "transport": LateTransport()}
-        got = score_streamed(solved, features, weights, given, **arguments)
+        whole, blocks = SolvedTargets(solved, torch.float32), streamed(solved, block_bytes)
+        expected = whole.score(features, weights, given)
+        got = blocks.score(features, weights, given)
         torch.testing.assert_close(got, expected)
         for largest in (True, False):
             for k in (0, 1, 20, 103):
-                best = solved.top_k(features, weights, k, largest, given)
-                arguments["transport"] = LateTransport()
-                found = top_k_streamed(solved, features, weights, k, largest, given, **arguments)
+                best = whole.top_k(features, weights, k, largest, given)
+                found = blocks.top_k(features, weights, k, largest, given)
                 assert torch.equal(found.indices, best.indices)
                 torch.testing.assert_close(found.values, best.values)
 
 
 def test_ties_go_to_the_lower_index_across_blocks():
-    solved = SolvedTargets(torch.ones(1, 2, 3, dtype=torch.float64), torch.float32)
-    features = [torch.ones(10, 3)]
-    found = top_k_streamed(
-        solved, features, torch.ones(10), 4, block_bytes=36, transport=LateTransport()
-    )
+    solved = streamed(torch.ones(1, 2, 3, dtype=torch.float64), 36)
+    found = solved.top_k([torch.ones(10, 3)], torch.ones(10), 4)
     assert found.indices.tolist() == [[0, 1, 2, 3]] * 2
 
 
 def test_nothing_to_do():
     solved, features, weights, _ = problem(n=0)
-    assert score_streamed(solved, features, weights).shape == (0, 5)
-    assert top_k_streamed(solved, features, weights, 0).values.shape == (5, 0)
+    assert streamed(solved, 560).score(features, weights).shape == (0, 5)
+    assert streamed(solved, 560).top_k(features, weights, 0).values.shape == (5, 0)
 
 
 def test_a_nan_is_refused_wherever_it_is():
     solved, features, weights, _ = problem()
     features[1][99, 3] = float("nan")
     with pytest.raises(ValueError, match=r"train_features: expected scores .* got NaN"):
-        top_k_streamed(solved, features, weights, 3, block_bytes=560, transport=LateTransport())
+        streamed(solved, 560).top_k(features, weights, 3)
 
 
 def test_two_blocks_are_held():
@@ -216,16 +221,12 @@ def test_score_and_top_k_with_features_that_are_streamed(leverage, given, monkey
     expected = trak_ext.score(train, targets, weights, **options)
     best = trak_ext.top_k(train, targets, 9, weights, **options)
 
-    prepare = scoring._prepare
-    monkeypatch.setattr(scoring, "_prepare", lambda *a: prepare(*a)._replace(streamed=True))
+    def blocks_on(device, features):
+        block_bytes = 4 * 7 * 10 * len(features)
+        return stream_blocks(features, device, block_bytes, LateTransport())
 
-    def on_device(device, features, r, m):
-        for rows, (part,) in stream_blocks([features], device, 4 * 7 * 10, LateTransport()):
-            yield part, None if r is None else r[m, rows]
-
-    monkeypatch.setattr(scoring, "_rows_on", on_device)
-    monkeypatch.setattr(streaming, "CudaTransport", lambda device: LateTransport())
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 560)
+    for module in (score_pass, scoring):
+        monkeypatch.setattr(module, "blocks_on", blocks_on)
     torch.testing.assert_close(trak_ext.score(train, targets, weights, **options), expected)
     found = trak_ext.top_k(train, targets, 9, weights, **options)
     assert isinstance(found, TopK)

@@ -143,14 +143,14 @@ def test_names_tell_settings_apart():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_negatives": 1}, "num_negatives: expected an integer of at least 2"),
-        ({"num_negatives": 2.5}, "num_negatives: expected an integer of at least 2"),
+        ({"num_negatives": 1}, "num_negatives: expected an integer from 2 to"),
+        ({"num_negatives": 2.5}, "num_negatives: expected an integer, got 2.5"),
         ({"seed": -1}, "seed: expected an integer from 0"),
         ({"logit_scale": 0.0}, "logit_scale: expected None or a positive number"),
     ],
 )
 def test_settings_that_are_refused(given, message):
-    with pytest.raises(ValueError, match="^" + message):
+    with pytest.raises((TypeError, ValueError), match="^" + message):
         clip_task(**given)
 
 

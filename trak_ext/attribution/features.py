@@ -76,7 +76,7 @@ class FeatureMaker:
         nnz = self.blocks * self.nnz if self.kind == "sjlt" else 1
         words = (self.seed & 0xFFFFFFFF, self.seed >> 32)
         for part in self.gradients(weights, segment.batch, context, index):
-            grads = [grad.detach().flatten(1) for grad in part.grads.values()]
+            grads = [g.detach().reshape(len(g), g[0].numel()) for g in part.grads.values()]
             yield (
                 part,
                 operators.project(

@@ -22,6 +22,7 @@ LARGEST = 256
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
 MOST_BYTES = 2**31  # on the CPU, whose cores are busy with far less and whose memory is shared
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
+TINY = 2**30  # bytes of a thousand such models and inputs that any machine takes a few of
 SAFE = 1000  # times weights and inputs: more than activations are, unless those two are tiny
 
 
@@ -357,9 +358,8 @@ class ChunkSize:
         """
         if self.given is not None:
             return self._most
-        # A thousand times what a tiny model and its inputs take: nobody need ask what is free.
         tiny = min(samples, self._most) * SAFE * (input_bytes + weight_bytes)
-        if tiny <= UNKNOWN:
+        if tiny <= TINY:  # nobody need ask what is free
             return self._most
         if self._budget is None:
             free = free_bytes(device)
