@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,25 +53,81 @@ class StoreError(ValueError):
     """A store that is damaged, incomplete, or made with other settings, weights or data."""
 
 
-class Store(Protocol):
-    """Features by checkpoint, addition (0 is the training set itself) and range of samples."""
+class Record(NamedTuple):
+    """What a store keeps under one name."""
 
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+class Store(ABC):
+    """Features by checkpoint, addition (0 is the training set itself) and range of samples.
+
+    A store keeps records by name; what they mean is said here, once for all stores.
+    """
+
+    @abstractmethod
     def open(self, settings: dict[str, Any], *, create: bool, addition: int = 0) -> None:
         """Take on the settings, or raise StoreError where others made what is there."""
+
+    @abstractmethod
+    def get(self, checkpoint: int, name: str) -> Record | None:
+        """Return a checkpoint's record of this name, or None."""
+
+    @abstractmethod
+    def put(self, checkpoint: int, name: str, record: Record) -> None:
+        """Keep a checkpoint's record under a name, whole or not at all."""
+
+    @abstractmethod
+    def where(self, checkpoint: int, name: str) -> str:
+        """Return where a record is kept, for errors."""
 
     def read(
         self, checkpoint: int, start: int, stop: int | None = None, addition: int = 0
     ) -> Shard | None:
-        """Return the shard that begins with sample `start` of an addition, or None."""
+        """Return the shard that begins with sample `start` of an addition, or None.
+
+        Args:
+            stop: Where the samples end, if known: a shard of another length is refused.
+        """
+        name = _name(addition, f"features-{start:012d}")
+        record = self._get(checkpoint, name, Shard._fields[:4])
+        if record is None:
+            return None
+        rows = len(record.tensors["features"])
+        if stop is not None and rows != stop - start:
+            raise StoreError(
+                f"store: expected {stop - start} samples in "
+                f"{self.where(checkpoint, name)}, got {rows}"
+            )
+        ids = json.loads(record.metadata.get("ids", "null"))
+        return Shard(**record.tensors, data_digest=record.metadata["data_digest"], ids=ids)
 
     def write(self, checkpoint: int, start: int, shard: Shard, addition: int = 0) -> None:
         """Keep a shard."""
+        metadata = {"data_digest": shard.data_digest}
+        if shard.ids is not None:
+            metadata["ids"] = json.dumps(shard.ids)
+        tensors = dict(zip(Shard._fields[:4], shard[:4], strict=True))
+        name = _name(addition, f"features-{start:012d}")
+        self.put(checkpoint, name, Record(tensors, metadata))
 
     def read_summary(self, checkpoint: int, addition: int = 0) -> CheckpointSummary | None:
         """Return what is known of a finished checkpoint, or None where it is not finished."""
+        facts, figures = CheckpointSummary._fields[:3], CheckpointSummary._fields[3:]
+        record = self._get(checkpoint, _name(addition, "finished"), figures)
+        if record is None:
+            return None
+        known: list[Any] = [json.loads(record.metadata[name]) for name in facts]
+        return CheckpointSummary(*known, *(record.tensors[name] for name in figures))
 
     def write_summary(self, checkpoint: int, summary: CheckpointSummary, addition: int = 0) -> None:
         """Say that a checkpoint's features are all there."""
+        facts, figures = CheckpointSummary._fields[:3], CheckpointSummary._fields[3:]
+        metadata = {name: json.dumps(getattr(summary, name)) for name in facts}
+        tensors = {name: getattr(summary, name) for name in figures}
+        name = _name(addition, "finished")
+        self.put(checkpoint, name, Record(tensors, metadata))
 
     def read_kernel(
         self, checkpoint: int, weighting: str, addition: int, data_digest: str
@@ -81,17 +138,42 @@ class Store(Protocol):
             weighting: How samples are weighted in it, as a file's name may say it.
             data_digest: Of the samples' data.
         """
+        name = _name(addition, f"kernel-{weighting}")
+        record = self._get(checkpoint, name, ("kernel",))
+        if record is None or record.metadata.get("data_digest") != data_digest:
+            return None
+        return record.tensors["kernel"]
 
     def write_kernel(
         self, checkpoint: int, weighting: str, addition: int, data_digest: str, kernel: Tensor
     ) -> None:
         """Keep kernel matrices."""
+        name = _name(addition, f"kernel-{weighting}")
+        self.put(checkpoint, name, Record({"kernel": kernel}, {"data_digest": data_digest}))
 
     def read_context(self, checkpoint: int) -> Context | None:
         """Return what the task prepared for a checkpoint, or None."""
+        record = self.get(checkpoint, "context")
+        return None if record is None else Context(record.tensors, record.metadata["data_digest"])
 
     def write_context(self, checkpoint: int, context: Context) -> None:
         """Keep what the task prepared for a checkpoint."""
+        record = Record(context.tensors, {"data_digest": context.data_digest})
+        self.put(checkpoint, "context", record)
+
+    def _get(self, checkpoint: int, name: str, tensors: Sequence[str]) -> Record | None:
+        """Return a record, which has tensors of these names and no others, or None."""
+        record = self.get(checkpoint, name)
+        if record is not None and sorted(record.tensors) != sorted(tensors):
+            raise StoreError(
+                f"store: expected the tensors {', '.join(tensors)} in "
+                f"{self.where(checkpoint, name)}, got {', '.join(record.tensors) or 'none'}"
+            )
+        return record
+
+
+def _name(addition: int, what: str) -> str:
+    return f"part-{addition:04d}/{what}" if addition else what
 
 
 def compare_settings(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
