@@ -1,6 +1,8 @@
 """TRAK data attribution for PyTorch, on compiled projection and scoring kernels."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import Any as _Any
 
 try:
     from . import _C as _C
@@ -10,9 +12,8 @@ except ImportError as _error:
         f"it (run Python outside the source folder, or install with `pip install -e .`): {_error}"
     ) from _error
 
-from . import baselines, evaluation, reference, tasks
+from . import baselines, evaluation, scoring, tasks
 from .attribution.attributor import Attributor
-from .estimator import scoring
 from .estimator.scoring import kernel_matrix, score, top_k
 from .estimator.sparsity import soft_threshold
 from .kernels.cuda_paths import CudaSelfTestWarning
@@ -46,3 +47,10 @@ __all__ = [
     "tasks",
     "top_k",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    # The slow oracle that tests compare with: nothing else imports it.
+    if name == "reference":
+        return _import_module(".reference", __name__)
+    raise AttributeError(f"module 'trak_ext' has no attribute {name!r}")
