@@ -171,7 +171,7 @@ class Returns(nn.Module):
 MODELS = {
     "one class": (1, lambda y: y, TASK, r"model: expected logits \[B, C\] with at least 2 classes"),
     "sequences": (3, lambda y: y[:, None], TASK, r"model: expected logits \[B, C\].*\[1, 1, 3\]"),
-    "two predictions": (2, lambda y: y, "regression", "model: expected one prediction a sample"),
+    "two predictions": (2, lambda y: y, "regression", "model: expected one prediction per sample"),
     "tuple": (3, lambda y: (y,), TASK, "model: expected .*logits.* got a tuple"),
     "dict": (3, lambda y: {"logits": y}, TASK, "model: expected .*logits.* got a dict"),
     "no logits": (3, lambda y: SimpleNamespace(y=y), TASK, "model: expected .*logits.* got a "),

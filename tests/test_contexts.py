@@ -116,7 +116,7 @@ def test_later_parts_keep_the_sample_of_the_first(tmp_path):
     before = [
         (tmp_path / f"checkpoint-{m:04d}" / "context.safetensors").read_bytes() for m in (0, 1)
     ]
-    grown.fit([second], part=1)
+    grown.fit([second], addition=1)
     after = [
         (tmp_path / f"checkpoint-{m:04d}" / "context.safetensors").read_bytes() for m in (0, 1)
     ]

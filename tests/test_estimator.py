@@ -127,7 +127,7 @@ def test_auto_is_what_the_rule_says_of_each_kernel_and_fit(curvature, ends):
     assert auto.settings["damping"] == "auto"
     start = 0
     for part, stop in enumerate(ends):
-        auto.fit([tuple(t[start:stop] for t in train)], part=part)
+        auto.fit([tuple(t[start:stop] for t in train)], addition=part)
         start = stop
     phi, q, r = features_of(fitted(blocks=2))
     targets = targets_of(fitted(blocks=2))

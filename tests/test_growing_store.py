@@ -47,6 +47,19 @@ def assert_close(a, b):
     assert float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
 
 
+def test_part_is_another_name_of_addition():
+    _, _, train, test = setting()
+    named, renamed = attributor(), attributor()
+    for at, (start, stop) in enumerate([(0, 10), (10, 23)]):
+        named.fit(cut(train, start, stop), addition=at)
+        renamed.fit(cut(train, start, stop), part=at)
+    assert torch.equal(named.attribute([test]), renamed.attribute([test]))
+    with pytest.raises(ValueError, match=r"^part: expected addition or part, got both: 1 and 2$"):
+        named.fit(cut(train, 10, 23), addition=1, part=2)
+    with pytest.raises(TypeError, match=r"^addition: expected an integer, got 'one'$"):
+        named.fit(cut(train, 10, 23), part="one")
+
+
 @pytest.mark.parametrize("where", ["memory", "folder"])
 @pytest.mark.parametrize("ends", [(10, 23), (8, 16, 23), (0, 23), (23, 23)])
 @pytest.mark.parametrize("options", [{}, {"curvature": None, "leverage": True, "blocks": 2}])
@@ -57,7 +70,7 @@ def test_added_samples_score_as_if_they_had_been_there(where, ends, options, tmp
     grown = attributor(tmp_path / "store" if where == "folder" else None, **options)
     start = 0
     for part, stop in enumerate(ends):
-        grown.fit(cut(train, start, stop), part=part)
+        grown.fit(cut(train, start, stop), addition=part)
         start = stop
     if where == "folder":
         grown = attributor(tmp_path / "store", **options)
@@ -72,7 +85,7 @@ def test_fitting_parts_again_changes_nothing(tmp_path):
     _, _, train, _ = setting()
     for _ in range(2):
         attributor(tmp_path).fit(cut(train, 0, 10))
-        attributor(tmp_path).fit(cut(train, 10, 23), part=1)
+        attributor(tmp_path).fit(cut(train, 10, 23), addition=1)
         before = contents(tmp_path)
     assert contents(tmp_path) == before
     assert any("part-0001" in name for name in before)
@@ -81,20 +94,22 @@ def test_fitting_parts_again_changes_nothing(tmp_path):
 def test_a_part_of_other_data_or_out_of_order_is_refused(tmp_path):
     _, _, train, _ = setting()
     with pytest.raises(StoreError, match=r"^Attributor is not fitted: call fit\(\) first$"):
-        attributor(tmp_path).fit(cut(train, 10, 23), part=1)
+        attributor(tmp_path).fit(cut(train, 10, 23), addition=1)
     attributor(tmp_path).fit(cut(train, 0, 10))
-    with pytest.raises(StoreError, match=r"^Attributor is not fitted: call fit\(part=1\) first$"):
-        attributor(tmp_path).fit(cut(train, 10, 23), part=2)
-    attributor(tmp_path).fit(cut(train, 10, 23), part=1)
+    with pytest.raises(
+        StoreError, match=r"^Attributor is not fitted: call fit\(addition=1\) first$"
+    ):
+        attributor(tmp_path).fit(cut(train, 10, 23), addition=2)
+    attributor(tmp_path).fit(cut(train, 10, 23), addition=1)
     before = contents(tmp_path)
     with pytest.raises(StoreError, match="other data in samples 0 to 7"):
-        attributor(tmp_path).fit(cut(train, 9, 22), part=1)
+        attributor(tmp_path).fit(cut(train, 9, 22), addition=1)
     with pytest.raises(StoreError, match=r"^train_loader: expected 13 samples"):
-        attributor(tmp_path).fit(cut(train, 10, 22), part=1)
+        attributor(tmp_path).fit(cut(train, 10, 22), addition=1)
     with pytest.raises(StoreError, match=r"^train_loader: expected 10 samples"):
         attributor(tmp_path).fit(cut(train, 0, 9))
-    with pytest.raises(ValueError, match=r"^part: expected an integer from 0"):
-        attributor(tmp_path).fit(cut(train, 0, 9), part=-1)
+    with pytest.raises(ValueError, match=r"^addition: expected an integer from 0"):
+        attributor(tmp_path).fit(cut(train, 0, 9), addition=-1)
     assert contents(tmp_path) == before
 
 
@@ -115,11 +130,11 @@ def test_a_part_that_was_cut_short_is_refused_and_resumes(tmp_path):
             yield from cut(train, 18, 23)
 
     with pytest.raises(OSError, match="gone"):
-        attributor(tmp_path).fit(Failing(), part=1)
-    sentence = r"call fit\(part=1\) first \(the store has no .* of checkpoint 1"
+        attributor(tmp_path).fit(Failing(), addition=1)
+    sentence = r"call fit\(addition=1\) first \(the store has no .* of checkpoint 1"
     with pytest.raises(StoreError, match=sentence):
         attributor(tmp_path).attribute([test])
-    attributor(tmp_path).fit(cut(train, 10, 23), part=1)
+    attributor(tmp_path).fit(cut(train, 10, 23), addition=1)
     whole = attributor()
     whole.fit([train])
     assert_close(attributor(tmp_path).attribute([test]), whole.attribute([test]))
@@ -133,7 +148,7 @@ def test_checkpoints_may_be_added(tmp_path, parts):
         grown = attributor(tmp_path, checkpoints)
         before = contents(tmp_path)
         for part in range(parts):
-            grown.fit(cut(train, ends[part], ends[part + 1]), part=part)
+            grown.fit(cut(train, ends[part], ends[part + 1]), addition=part)
         kept = {name: data for name, data in contents(tmp_path).items() if name in before}
         assert {n: d for n, d in kept.items() if "manifest" not in n} == {
             n: d for n, d in before.items() if "manifest" not in n
@@ -197,7 +212,7 @@ def test_results_carry_the_ids_of_samples_and_targets(kind, where, tmp_path):
     store = tmp_path if where == "folder" else None
     fitted = attributor(store)
     fitted.fit(loader(cut(train, 0, 10)[0], ids[:10]))
-    fitted.fit(loader(cut(train, 10, 23)[0], ids[10:]), part=1)
+    fitted.fit(loader(cut(train, 10, 23)[0], ids[10:]), addition=1)
     if where == "folder":
         fitted = attributor(store)
     best = fitted.attribute(loader(test, ["a", "b", "c", "d", "e"], 2), top_k=3)

@@ -98,7 +98,7 @@ def normalised(model, sample):
 
 
 def clip_by_hand(model, train, positions):
-    """An output function of (sample, its position): f of DESIGN and Q, one pair at a time."""
+    """An output function of (sample, its position): f and Q of Park et al. 2023, by pairs."""
     with torch.no_grad():
         everyone = [
             normalised(model, brute_force.without_padding(brute_force.doubled(sample)))

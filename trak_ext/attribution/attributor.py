@@ -44,7 +44,7 @@ class Attributor:
             checkpoints, "own" for each checkpoint's R, None for 1 (Park et al. 2023). A store
             serves any damping, ridge, leverage and curvature; `fit` keeps the kernel matrices of
             its curvature, those of another are made from the features at each call.
-        blocks: Independent projections of proj_dim features a checkpoint, whose scores are
+        blocks: Independent projections of proj_dim features per checkpoint, whose scores are
             averaged; block b takes columns b proj_dim to (b + 1) proj_dim - 1 of the matrix.
         params: Which parameters are differentiated: None for those with requires_grad, a glob
             pattern or several, or a predicate (name, parameter).
@@ -124,17 +124,20 @@ class Attributor:
 
     # --- fit --------------------------------------------------------------------------------------
 
-    def fit(self, train_loader: Iterable[Any], *, part: int = 0) -> None:
+    def fit(
+        self, train_loader: Iterable[Any], *, addition: int = 0, part: int | None = None
+    ) -> None:
         """Compute and store the features of all training samples for every checkpoint.
 
         What the store already holds is compared with the loader's data and kept; only the rest is
-        computed. In memory `part=0` begins anew, additions included. While an addition is not
-        finished for every checkpoint, nothing is attributed.
+        computed. In memory `addition=0` begins anew, and forgets all additions. While an addition
+        is not finished for every checkpoint, nothing is attributed.
 
         Args:
             train_loader: The training samples, or those of an addition.
-            part: 0 for the training set; 1, 2, ... for additions: samples that are added to it
-                later, whose positions follow those of the ones before.
+            addition: 0 for the training set; 1, 2, ... for samples that are added to it later,
+                whose positions follow those of the ones before.
+            part: The name of `addition` in 0.1.0.
 
         Raises:
             ValueError: a shuffling loader; samples whose gradient or output has NaN or Inf (named).
@@ -142,16 +145,18 @@ class Attributor:
                 file in it (named).
         """
         loaders.check_loader("train_loader", train_loader, self._passes())
-        part = _check.integer("part", part, 0, 9999)
-        self._store.open(self._feature_settings(), create=True, addition=part)
-        offset = self._fitted(part).num_samples if part else 0
-        fitter = Fitter(self._store, self._features, self.device, part, offset)
+        if part is not None and addition not in (0, part):
+            raise ValueError(f"part: expected addition or part, got both: {addition} and {part}")
+        addition = _check.integer("addition", addition if part is None else part, 0, 9999)
+        self._store.open(self._feature_settings(), create=True, addition=addition)
+        offset = self._fitted(addition).num_samples if addition else 0
+        fitter = Fitter(self._store, self._features, self.device, addition, offset)
         with self._bar("fit", train_loader) as bar:
             for m in range(len(self._checkpoints)):
                 weights = self._checkpoints.load(m, self.device)
                 fitter.fit(m, weights, train_loader, bar)
-        fitted = self._fitted(part + 1)
-        fitted.write_kernels(part)
+        fitted = self._fitted(addition + 1)
+        fitted.write_kernels(addition)
         self._choose_damping(fitted)
 
     @property

@@ -72,13 +72,13 @@ class FeatureMaker:
         index = None
         if offset is not None:
             index = torch.arange(segment.start + offset, segment.stop + offset, device="cpu")
-        # A repetition has columns to itself, so each projection block's see every parameter.
+        # Repetitions have columns of their own, so each projection block sees every parameter.
         nnz = self.blocks * self.nnz if self.kind == "sjlt" else 1
         words = (self.seed & 0xFFFFFFFF, self.seed >> 32)
-        for part in self.gradients(weights, segment.batch, context, index):
-            grads = [g.detach().reshape(len(g), g[0].numel()) for g in part.grads.values()]
+        for chunk in self.gradients(weights, segment.batch, context, index):
+            grads = [g.detach().reshape(len(g), g[0].numel()) for g in chunk.grads.values()]
             yield (
-                part,
+                chunk,
                 operators.project(
                     grads, self.width, self.kind, *words, checkpoint, 0, self.precision, nnz
                 ),
@@ -337,7 +337,7 @@ def require_context(context: Context | None, m: int) -> dict[str, Tensor]:
     if context is None:
         raise StoreError(
             f"store: expected what the task prepared for checkpoint {m}, got none (fit the "
-            "training set first, part=0)"
+            "training set first, addition=0)"
         )
     return context.tensors
 

@@ -96,7 +96,7 @@ class TrainingFeatures(Protocol):
         """Return the weight of each sample in checkpoint m's kernel, [n]; None for ones."""
 
     def implied(self) -> Tensor:
-        """Return `ImpliedRidge.sums` of each checkpoint and block, fp64 [M b, k + 3]."""
+        """Return `ImpliedRidge.sums` of each checkpoint and projection block, fp64 [M b, k + 3]."""
 
     def weight(self) -> Tensor:
         """Return each sample's mean Q over the checkpoints, [n]."""
@@ -169,12 +169,12 @@ def leverages(factor: Tensor, features: Tensor, curvature: Tensor | None) -> Ten
 
     Features and the result may be on another device than the factor.
     """
-    parts = [features.new_zeros(0, dtype=torch.float64)]
+    found = [features.new_zeros(0, dtype=torch.float64)]
     for start in range(0, features.shape[0], _ROWS_AT_ONCE):
         rows = features[start : start + _ROWS_AT_ONCE].to(factor.device).double()
         half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-        parts.append(half.square().sum(0).to(features.device))
-    result = torch.cat(parts)
+        found.append(half.square().sum(0).to(features.device))
+    result = torch.cat(found)
     return result if curvature is None else result * curvature.double()
 
 
@@ -273,7 +273,7 @@ class Scorer:
     def _leverages(
         self, m: int, factors: list[Tensor]
     ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Yield phi_i^T K^-1 phi_i and c_i of checkpoint m's blocks for samples in order: fp64 [n].
+        """Yield phi_i^T K^-1 phi_i and c_i by projection block, for samples in order: fp64 [n].
 
         c_i = 1 / (1 - h_i), h_i = R_i phi_i^T K^-1 phi_i, with leverage; else 1.
         """

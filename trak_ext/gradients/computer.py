@@ -1,4 +1,4 @@
-"""Per-sample gradients of a task's output by `torch.func`, for the chosen parameters, in chunks."""
+"""Per-sample gradients of a task's output by `torch.func`, a sample chunk at a time."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class GradientComputer:
         context: Mapping[str, Tensor] | None = None,
         index: Tensor | None = None,
     ) -> int:
-        """Return the bytes that one more sample in a chunk takes, measured at the batch's first.
+        """Return the bytes that each sample of a sample chunk takes, measured at the first.
 
         Its gradients, what is kept of the forward and made in the backward pass, and once more its
         gradients: a caller holds those of one chunk while the next is computed. Arguments as for a
@@ -179,7 +179,7 @@ class GradientComputer:
         chunk: Any,
         size: int,
     ) -> SampleGradients | None:
-        """Return the gradients of a chunk, None where fewer samples might fit in memory."""
+        """Return the gradients of a sample chunk, None where fewer samples might fit in memory."""
         try:
             with plain_attention(self.model):
                 return self._chunk(chosen, fixed, chunk)
@@ -303,7 +303,7 @@ class GradientComputer:
                     row = torch.autograd.grad(
                         f, list(leaves.values()), allow_unused=True, materialize_grads=True
                     )
-                else:  # no chosen parameter has a part in the output
+                else:  # the output depends on no chosen parameter
                     row = tuple(torch.zeros_like(tensor) for tensor in leaves.values())
                 rows.append([gradient.to_dense() for gradient in row])
                 outputs.append(parts)
@@ -318,14 +318,14 @@ def _ordinary(tensor: Tensor) -> Tensor:
 
 
 class ChunkSize:
-    """The number of samples in a chunk: as given, or as many as half of the free memory takes.
+    """The size of a sample chunk: as given, or as many as half of the free memory takes.
 
     On the CPU that is 2 GiB at most.
 
-    What is free is asked once, so that chunks, and with them the last bits of gradients, stay as
-    they are while memory fills. What a sample takes is measured at the first sample and again when
-    larger ones come (longer texts), so that the largest decides for smaller ones after it. Models
-    so small that a thousand times their weights and inputs would fit are not measured.
+    What is free is asked once, so that sample chunks, and the last bits of gradients with them,
+    stay as they are while memory fills. What a sample takes is measured at the first sample and
+    again when larger ones come (longer texts), so that the largest decides for smaller ones after
+    it. Models so small that a thousand times their weights and inputs would fit are not measured.
 
     Args:
         given: A fixed number, None to choose.
@@ -347,7 +347,7 @@ class ChunkSize:
         weight_bytes: int,
         measure: Callable[[], int],
     ) -> int:
-        """Return the samples a chunk may have.
+        """Return how many samples a sample chunk may have.
 
         Args:
             device: Where the gradients are computed.

@@ -101,7 +101,7 @@ def blocks_on(
 
 
 class SolvedTargets:
-    """Targets with the inverse kernel applied, ready to meet training features block by block.
+    """Targets with the inverse kernel applied, which training features meet in sample blocks.
 
     Args:
         solved: K_m^-1 phi_m(z) / M of each checkpoint and target, [M, t, k], fp64.

@@ -1,8 +1,8 @@
 """Features in host memory on their way to a device that scores them.
 
-They come to the device a block of rows at a time, through two pinned buffers and two buffers of
-the device, on a stream of their own: while one block is scored the next one is on its way. So the
-device holds two blocks, whatever the number of samples.
+They come to the device a sample block at a time, through two pinned buffers and two buffers of
+the device, on a stream of their own: while one sample block is scored the next one is on its way.
+So the device holds two of them, whatever the number of samples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Of all checkpoints' features together; two such blocks are on the device.
+# Of all checkpoints' features together; two such sample blocks are on the device.
 BLOCK_BYTES = 64 * 2**20
 
 
@@ -25,7 +25,7 @@ class Block(NamedTuple):
 
 
 class CudaTransport:
-    """Where blocks are kept and how they get to a CUDA device."""
+    """Where sample blocks are kept and how they get to a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -47,7 +47,7 @@ class CudaTransport:
 
 
 class _Slot:
-    """One of the two places of a block, and the events that say when it is free."""
+    """One of the two places of a sample block, and the events that say when it is free."""
 
     def __init__(self, transport: Any, rows: int, features: Sequence[Tensor]) -> None:
         self._transport = transport
@@ -76,10 +76,11 @@ def stream_blocks(
     block_bytes: int | None = None,
     transport: Any = None,
 ) -> Iterator[Block]:
-    """Yield features M x [n, k] from host memory as blocks on the device, in the order of rows.
+    """Yield features M x [n, k] from host memory as sample blocks on the device, in order.
 
-    A block's tensors are the caller's until the next one is asked for, to be used on the stream
-    that is current at the first. `transport` is for tests; by default it is CudaTransport(device).
+    A sample block's tensors are the caller's until the next one is asked for, to be used on the
+    stream that is current at the first. `transport` is for tests; by default it is
+    CudaTransport(device).
     """
     num_train = features[0].shape[0]
     if num_train == 0:

@@ -284,8 +284,8 @@ class StoredFeatures:
 
     def implied(self) -> Tensor:
         """Return `ImpliedRidge.sums` of each checkpoint and projection block, fp64 [M b, k + 3]."""
-        parts = [torch.cat([summary.implied for summary in each]) for each in self._summaries]
-        return torch.stack(parts).sum(0)
+        sums = [torch.cat([summary.implied for summary in each]) for each in self._summaries]
+        return torch.stack(sums).sum(0)
 
     # --- kernel matrices --------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class StoredFeatures:
 def _complete(found: Sequence[CheckpointSummary | None], addition: int) -> list[CheckpointSummary]:
     """Return the summaries of all checkpoints, which must be there and agree in their data."""
     done = [summary for summary in found if summary is not None]
-    call = f"fit(part={addition})" if addition else "fit()"
+    call = f"fit(addition={addition})" if addition else "fit()"
     if not done:
         raise StoreError(f"Attributor is not fitted: call {call} first")
     if len(done) < len(found):

@@ -1,4 +1,4 @@
-"""Classes, one label or several a sample."""
+"""Classes, one label per sample or several."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def binary_output(logits: Tensor, labels: Tensor) -> ModelOutput:
     """
     if logits.numel() != logits.shape[0] or labels.numel() != logits.numel():
         raise ValueError(
-            f"model: expected one logit a sample for labels {list(labels.shape)}, "
+            f"model: expected one logit per sample for labels {list(labels.shape)}, "
             f"got shape {list(logits.shape)}"
         )
     return of_one(_signed(at_least_fp32(logits).reshape(-1), labels.reshape(-1)))

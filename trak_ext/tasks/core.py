@@ -1,6 +1,6 @@
 """What a task is: f, the model output whose gradient is taken, and how the loss moves with it.
 
-A task turns a model and a batch into three numbers a sample (Park et al. 2023, section 3):
+A task turns a model and a batch into three numbers per sample (Park et al. 2023, section 3):
 f; Q = -d loss / df; and R = d^2 loss / df^2.
 """
 
@@ -141,14 +141,14 @@ def split_position(batch: Any) -> tuple[Any, Tensor]:
 
 
 def one_row_each(batch: Any, counted: Tensor) -> tuple[Any, Tensor]:
-    """Return a batch with one row for each counted part of a sample, and the rows' samples.
+    """Return a batch with one row for each counted token or pixel, and the rows' samples.
 
     Args:
         batch: A mapping with labels and perhaps sample ids, or (inputs, labels).
-        counted: bool [B, parts].
+        counted: bool [B, T], which tokens or pixels count.
 
     Returns:
-        The batch, samples repeated, with `target_position` (mapping) or that as a third part;
+        The batch, samples repeated, with `target_position` (mapping) or that as a third entry;
         and int64 [rows], the sample of `batch` that each row repeats.
     """
     sample, position = counted.nonzero(as_tuple=True)
@@ -214,15 +214,15 @@ def of_one(f: Tensor) -> ModelOutput:
 
 
 def of_many(f: Tensor, counted: Tensor) -> ModelOutput:
-    """Return the sum of the log-odds of a sample's parts, with the means of 1-p and of p(1-p).
+    """Return the sum of the log odds of each sample's tokens, with the means of 1-p and of p(1-p).
 
-    Q as Park et al. 2023 take it for language models (DESIGN: mean of 1-p over the tokens). It is
-    -d loss / df for a loss that is the mean of -log p and an f that moves all parts alike, and R is
-    the same for the second derivative. NaN where no part counts.
+    Q as Park et al. 2023 take it for language models. It is -d loss / df for a loss that is the
+    mean of -log p and an f that moves all tokens alike, and R is the same for the second
+    derivative. NaN where no token counts.
 
     Args:
-        f: [B, parts], log(p/(1-p)) of each.
-        counted: bool [B, parts], which parts count.
+        f: [B, T], log(p/(1-p)) of each.
+        counted: bool [B, T], which tokens count.
     """
     count = counted.sum(1)
     parts = of_one(f)

@@ -69,7 +69,7 @@ def tokens_output(logits: Tensor, labels: Tensor) -> ModelOutput:
 
 
 def token_output(logits: Tensor, labels: Tensor, position: Tensor) -> ModelOutput:
-    """Return f, Q and R of the parts at `position` [B] of logits [B, T, V] and labels [B, T]."""
+    """Return f, Q and R of the tokens at `position` [B] of logits [B, T, V] and labels [B, T]."""
     index = position.clamp(0, labels.shape[1] - 1)
     own = logits.gather(1, index[:, None, None].expand(-1, 1, logits.shape[2]))[:, 0]
     f = log_odds(own, labels.gather(1, index[:, None])[:, 0])

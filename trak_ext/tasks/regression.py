@@ -1,4 +1,4 @@
-"""One number a sample."""
+"""One number per sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def regression(model: Callable[..., Any], batch: Any) -> ModelOutput:
     found = prediction(model, args, kwargs)
     if found.numel() != labels.numel():
         raise ValueError(
-            f"model: expected one prediction a sample for labels {list(labels.shape)}, "
+            f"model: expected one prediction per sample for labels {list(labels.shape)}, "
             f"got shape {list(found.shape)}"
         )
     f = found.reshape(-1)
