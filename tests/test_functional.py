@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from trak_ext.gradients.functional import FunctionalModel, plain_attention
+from trak_ext.gradients.functional import EvalMode, computing, plain_attention, weights_in_place
 
 
 class Model(nn.Module):
@@ -29,34 +29,34 @@ class Model(nn.Module):
 
 
 def models():
-    """A functional model of one module with another one's weights, and that other one."""
+    """A module, another one, and the other one's weights."""
     model, other = Model().eval(), Model().eval()
     with torch.no_grad():
         other.scale.mul_(3)
         other.body[1].running_mean.add_(1)
-    weights = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    return FunctionalModel(model, weights), other, model
+    return model, other, {**dict(other.named_parameters()), **dict(other.named_buffers())}
 
 
 def test_calls_methods_attributes_and_parts_have_the_weights():
-    functional, other, model = models()
+    model, other, weights = models()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(5, 3)
-    assert torch.equal(functional(x), other(x))
-    assert torch.equal(functional.encode(x, factor=0.5), other.encode(x, factor=0.5))
-    assert torch.equal(functional.scale, other.scale)
-    assert torch.equal(functional.body(x), other.body(x))
-    assert torch.equal(functional.head.weight, other.head.weight)
-    assert functional.settings is model.settings
-    assert not hasattr(functional, "missing")
+    with weights_in_place(model, weights):
+        assert torch.equal(model(x), other(x))
+        assert torch.equal(model.encode(x, factor=0.5), other.encode(x, factor=0.5))
+        assert torch.equal(model.scale, other.scale)
+        assert torch.equal(model.body(x), other.body(x))
+        assert torch.equal(model.head.weight, other.head.weight)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_gradients_reach_the_weights_through_methods_and_attributes():
-    functional, other, _ = models()
-    (functional.encode(torch.ones(2, 3)).sum() * functional.scale).backward()
+    model, other, weights = models()
+    with weights_in_place(model, weights):
+        (model.encode(torch.ones(2, 3)).sum() * model.scale).backward()
     assert other.head.weight.grad.abs().sum() > 0
     assert other.scale.grad is not None
+    assert model.scale.grad is None
 
 
 class UsedTwice(nn.Module):
@@ -77,13 +77,57 @@ class UsedTwice(nn.Module):
 def test_a_layer_under_two_names_keeps_its_own_weight(fails):
     model, other, x = UsedTwice(), UsedTwice(), torch.randn(2, 3)
     own, expected = model.first.weight, other(x)
-    functional = FunctionalModel(model, dict(other.named_parameters()))
+    weights = dict(other.named_parameters())
     if fails:
-        with pytest.raises(RuntimeError):
-            functional(torch.randn(2, 4))
+        with pytest.raises(RuntimeError), weights_in_place(model, weights):
+            model(torch.randn(2, 4))
     else:
-        torch.testing.assert_close(functional(x), expected)
+        with weights_in_place(model, weights):
+            torch.testing.assert_close(model(x), expected)
     assert model.first.weight is model.second.weight is model.third.weight is own
+
+
+class Forgetful(nn.Module):
+    """Writes to everything that a module has but its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.calls, self.cache, self.seen, self.table = 0, None, [1], {"a": 1}
+
+    def forward(self, x):
+        self.calls += 1
+        self.cache = self.layer(x)
+        self.seen.append(x)
+        self.table.pop("a")
+        self.extra = x
+        self.layer.register_forward_hook(lambda *_: None)
+        self.added = nn.Linear(1, 1)
+        return self.cache
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_is_left_as_it_was(fails):
+    model = Forgetful().train()
+    model.layer.eval()
+    attributes, seen, table = dict(vars(model)), model.seen, model.table
+    mode = EvalMode(model)
+    try:
+        with computing(model, mode):
+            assert not model.training
+            model(torch.randn(1, 3))
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert vars(model) == attributes
+    assert model.training
+    assert not model.layer.training
+    assert model.seen is seen
+    assert model.table is table
+    assert (seen, table) == ([1], {"a": 1})
+    assert not model.layer._forward_hooks
+    assert [name for name, _ in model.named_children()] == ["layer"]
 
 
 def test_torch_flags_come_back():

@@ -19,6 +19,7 @@ from torch import nn
 
 import trak_ext
 from trak_ext import Attributor, StoreError
+from trak_ext.gradients import GradientComputer
 from trak_ext.tasks import TASKS, Task
 
 ROWS, NUM_TRAIN, PROJ_DIM, BATCH = 8, 21, 6, 5
@@ -31,11 +32,17 @@ class Net(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)
         )  # fmt: skip
-        self.calls = 0
+        self.calls = Calls()
 
     def forward(self, x):
-        self.calls += 1
+        self.calls.count += 1
         return self.layers(x)
+
+
+class Calls:
+    """A count that a model does not get back as it was."""
+
+    count = 0
 
 
 def setting():
@@ -205,7 +212,11 @@ def assert_equal_stores(path, expected):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(moment, left_behind, fitted):
+def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
+    moment, left_behind, fitted, monkeypatch
+):
+    # What a checkpoint's first samples are computed again for is not counted.
+    monkeypatch.setattr(GradientComputer, "_probe", lambda *_: None)
     path = left_behind(moment)
     left = [name for name in names_in(path) if not name.endswith(".tmp")] if path.exists() else []
     assert len(left) == FILES_LEFT[list(MOMENTS).index(moment)]
@@ -227,7 +238,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(moment, left_behin
     whole.fit(batches(data))
     calls = {"000000000000": 2, "000000000008": 3, "000000000016": 2}
     kept = sum(calls[name.split("-")[-1].split(".")[0]] for name in left if "features" in name)
-    assert model.calls == whole._model.calls - kept
+    assert model.calls.count == whole._model.calls.count - kept
     assert_equal_stores(path, fitted)
     scores = attributor(path).attribute(batches(data))
     assert torch.equal(scores, attributor(fitted).attribute(batches(data)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check
-from ..gradients.functional import FunctionalModel, eval_mode
+from ..gradients import GradientComputer
 from ..inputs.loaders import batch_size, map_tensors
 from ..tasks import Task
 from .base import Baseline, Features
@@ -51,6 +51,7 @@ class RepresentationSimilarity(Baseline):
     ) -> None:
         super().__init__(model, task, **arguments)
         self.module = _module_name(model, module)
+        self._outputs = GradientComputer(model, self.task, lambda _, p: p.is_floating_point())
         self.side = _check.choice("side", side, SIDES)
         self.similarity = _check.choice("similarity", similarity, SIMILARITIES)
 
@@ -67,29 +68,25 @@ class RepresentationSimilarity(Baseline):
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             seen.append(_tensor(inputs if self.side == "input" else output, self.module, self.side))
 
-        # One name of each tied weight; the others follow it.
-        owned = [*self._model.named_parameters(), *self._model.named_buffers()]
-        model = FunctionalModel(self._model, {n: weights.get(n, tensor) for n, tensor in owned})
         step = self.chunk_size or _CHUNK
-        handle = self._model.get_submodule(self.module).register_forward_hook(hook)
-        try:
-            with torch.no_grad(), eval_mode(self._model):
-                for start in range(0, batch_size(batch), step):
-                    chunk, positions = map_tensors(
-                        lambda t, a=start: t[a : a + step],  # type: ignore[misc]
-                        (batch, index),
-                    )
-                    seen.clear()
-                    weight = self.task(model, chunk, context, positions).weight
-                    if len(seen) != 1 or len(seen[0]) != batch_size(chunk):
-                        shapes = [list(tensor.shape) for tensor in seen]
-                        raise ValueError(
-                            f"module: expected one that sees each batch of {batch_size(chunk)} "
-                            f"samples once, got {self.module!r} with {shapes}"
-                        )
-                    yield Features(seen[0].flatten(1), weight)
-        finally:
-            handle.remove()
+        for start in range(0, batch_size(batch), step):
+            chunk, positions = map_tensors(
+                lambda t, a=start: t[a : a + step],  # type: ignore[misc]
+                (batch, index),
+            )
+            seen.clear()
+            handle = self._model.get_submodule(self.module).register_forward_hook(hook)
+            try:
+                weight = self._outputs.outputs(weights, chunk, context, positions).weight
+            finally:
+                handle.remove()
+            if len(seen) != 1 or len(seen[0]) != batch_size(chunk):
+                shapes = [list(tensor.shape) for tensor in seen]
+                raise ValueError(
+                    f"module: expected one that sees each batch of {batch_size(chunk)} "
+                    f"samples once, got {self.module!r} with {shapes}"
+                )
+            yield Features(seen[0].flatten(1), weight)
 
     def _pair(self, m: int, train: Features, targets: Features) -> Tensor:
         left, right = train.rows, targets.rows

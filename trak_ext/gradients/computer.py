@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +14,14 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from ..inputs.loaders import batch_size, batch_tensors, map_tensors
-from ..tasks import Task
-from .functional import FunctionalModel, eval_mode, plain_attention
+from ..tasks import ModelOutput, Task
+from .functional import EvalMode, computing, weights_in_place
 from .memory import PeakBytes, free_bytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
+_PROBED = 2  # samples that every checkpoint's first gradients are computed of twice
+_REPEATED = {"rtol": 1e-5, "atol": 1e-6}  # of f, Q and R on a second call
 
 LARGEST = 256
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
@@ -35,9 +40,10 @@ class SampleGradients(NamedTuple):
     curvature: Tensor  # [B]
 
 
-class _Fixed(NamedTuple):
-    """What gradients depend on but are not taken by."""
+class _Weights(NamedTuple):
+    """What f depends on beside the sample."""
 
+    chosen: dict[str, Tensor]  # what is differentiated
     constant: dict[str, Tensor]  # the other weights
     context: dict[str, Tensor]  # what the task prepared
 
@@ -68,6 +74,11 @@ class GradientComputer:
     ) -> None:
         self.model = model
         self.task = task
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                "model: expected a torch.nn.Module whose weights can be replaced, got a "
+                f"{type(model).__name__} (give the module that it was made from)"
+            )
         self.names = choose_parameters(model, params)
         named = dict(model.named_parameters())
         self.shapes = {name: tuple(named[name].shape) for name in self.names}
@@ -75,6 +86,13 @@ class GradientComputer:
         self.chunk_size = chunk_size
         self._chunk_size = ChunkSize(chunk_size)
         self._one_by_one = False
+        self._reentrant = False  # activation checkpointing that wants backward() itself
+        self._mode: EvalMode | None = None
+        self._written: set[str] | None = None  # weights that the forward writes to, once known
+        self._probed: weakref.ref[Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mode": None, "_probed": None}
 
     def prepare(
         self, weights: Mapping[str, Tensor], batches: Iterable[tuple[int, Any]], checkpoint: int
@@ -91,9 +109,11 @@ class GradientComputer:
         """
         if self.task.prepare is None:
             return {}
-        model = FunctionalModel(self.model, {**self._constant(weights), **self._chosen(weights)})
-        with torch.no_grad(), eval_mode(self.model), plain_attention(self.model):
-            context = self.task.prepare(model, batches, checkpoint)
+        given = self._weights(weights, None)
+        owned = {**given.constant, **given.chosen}
+        copies = ((start, map_tensors(torch.clone, batch)) for start, batch in batches)
+        with self._computing(), weights_in_place(self.model, self._fresh(owned)), torch.no_grad():
+            context = self.task.prepare(self.model, copies, checkpoint)
         if not isinstance(context, Mapping) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in context.items()
         ):
@@ -121,27 +141,41 @@ class GradientComputer:
         """
         total = batch_size(batch)
         samples = (batch, self._positions(index, batch))
-        chosen, fixed = self._chosen(weights), self._fixed(weights, context, samples[1].device)
+        given = self._weights(weights, context, samples[1].device)
         if total == 0:
             return
-        with eval_mode(self.model):
-            size = self._chunk_size.choose(
-                next(iter(chosen.values())).device,
-                total,
-                sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
-                sum(tensor.nbytes for tensor in (*chosen.values(), *fixed.constant.values())),
-                lambda: self._measure(chosen, fixed, samples),
-            )
-            start = 0
-            while start < total:
-                stop = min(start + size, total)
-                chunk = map_tensors(lambda t, a=start, b=stop: t[a:b], samples)  # type: ignore[misc]
-                part = self._fitting(chosen, fixed, chunk, stop - start)
-                if part is None:
-                    size = self._chunk_size.halve(stop - start)
-                    continue
-                yield part
-                start = stop
+        self._probe(given, samples, weights.get(self.names[0]))
+        size = self._chunk_size.choose(
+            next(iter(given.chosen.values())).device,
+            total,
+            sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
+            sum(tensor.nbytes for tensor in (*given.chosen.values(), *given.constant.values())),
+            lambda: self._measure(given, samples),
+        )
+        start = 0
+        while start < total:
+            stop = min(start + size, total)
+            part = self._fitting(given, _rows(samples, start, stop), stop - start)
+            if part is None:
+                size = self._chunk_size.halve(stop - start)
+                continue
+            yield part
+            start = stop
+
+    def outputs(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        context: Mapping[str, Tensor] | None = None,
+        index: Tensor | None = None,
+    ) -> ModelOutput:
+        """Return f, Q and R of a whole batch at once; arguments as for a call."""
+        samples = (batch, self._positions(index, batch))
+        given = self._weights(weights, context, samples[1].device)
+        owned = self._fresh({**given.constant, **given.chosen})
+        with self._computing(), weights_in_place(self.model, owned), torch.no_grad():
+            copy, positions = map_tensors(torch.clone, samples)
+            return self.task(self.model, copy, given.context, positions)
 
     def sample_bytes(
         self,
@@ -157,36 +191,82 @@ class GradientComputer:
         call.
         """
         samples = (batch, self._positions(index, batch))
-        fixed = self._fixed(weights, context, samples[1].device)
-        with eval_mode(self.model):
-            return self._measure(self._chosen(weights), fixed, samples)
+        given = self._weights(weights, context, samples[1].device)
+        self._probe(given, samples, weights.get(self.names[0]))
+        return self._measure(given, samples)
 
-    def _measure(
-        self,
-        chosen: dict[str, Tensor],
-        fixed: _Fixed,
-        samples: Any,
-    ) -> int:
-        first = map_tensors(lambda tensor: tensor[:1], samples)
-        with plain_attention(self.model), PeakBytes() as memory:
-            part = self._chunk(chosen, fixed, first)
+    def _measure(self, weights: _Weights, samples: Any) -> int:
+        with self._computing(), PeakBytes() as memory:
+            part = self._attempt(weights, _rows(samples, 0, 1))
         return memory.peak + sum(grad.nbytes for grad in part.grads.values())
 
-    def _fitting(
-        self,
-        chosen: dict[str, Tensor],
-        fixed: _Fixed,
-        chunk: Any,
-        size: int,
-    ) -> SampleGradients | None:
-        """Return the gradients of a sample chunk, None where fewer samples might fit in memory."""
+    def _probe(self, weights: _Weights, samples: Any, given: Tensor | None) -> None:
+        """Compute a few samples twice, once for each checkpoint: f, Q and R must be the same.
+
+        At the first checkpoint this also finds the weights that the forward writes to, on copies.
+        """
+        given = self.model.get_parameter(self.names[0]) if given is None else given
+        if self._probed is not None and self._probed() is given:
+            return
         try:
-            with plain_attention(self.model):
-                return self._chunk(chosen, fixed, chunk)
+            self._compare(weights, _rows(samples, 0, min(_PROBED, self.chunk_size or _PROBED)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._compare(weights, _rows(samples, 0, 1))
+        self._probed = weakref.ref(given)
+
+    def _compare(self, weights: _Weights, few: Any) -> None:
+        owned = {**weights.constant, **weights.chosen}
+        if self._written is None:
+            with torch.inference_mode(False):
+                copies = {name: tensor.clone() for name, tensor in owned.items()}
+            versions = {name: tensor._version for name, tensor in copies.items()}
+            chosen = {name: copies[name] for name in weights.chosen}
+            constant = {name: copies[name] for name in weights.constant}
+            self._written = set()  # nothing is copied again
+            try:
+                with self._computing():
+                    self._attempt(_Weights(chosen, constant, weights.context), few)
+            except BaseException:
+                self._written = None
+                raise
+            self._written = {name for name, t in copies.items() if t._version != versions[name]}
+        with self._computing():
+            once, again = (self._attempt(weights, few)[1:] for _ in range(2))
+        for name, a, b in zip(SampleGradients._fields[1:], once, again, strict=True):
+            if not torch.allclose(a, b, **_REPEATED, equal_nan=True):
+                worst = int((a - b).abs().argmax())
+                raise RuntimeError(
+                    f"{_RANDOM_MODEL}: the {name} of one sample was {float(a[worst]):.6g} and then "
+                    f"{float(b[worst]):.6g} (NumPy, random or an own generator in model or task?)"
+                )
+
+    def _fitting(self, weights: _Weights, chunk: Any, size: int) -> SampleGradients | None:
+        """Return the gradients of a sample chunk, None where fewer samples might fit in memory."""
+        owned = {**weights.constant, **weights.chosen}
+        versions = {name: tensor._version for name, tensor in owned.items()}
+        try:
+            with self._computing():
+                part = self._attempt(weights, chunk)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
             return None
+        written = [name for name, tensor in owned.items() if tensor._version != versions[name]]
+        if written:
+            raise RuntimeError(
+                "model: expected a forward that writes to the same weights for every sample, got "
+                f"one that wrote to {', '.join(written[:3])} for some alone"
+            )
+        return part
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        if self._mode is None:
+            self._mode = EvalMode(self.model)
+        with computing(self.model, self._mode):
+            yield
 
     def _positions(self, index: Tensor | None, batch: Any) -> Tensor:
         """Return the samples' positions where the batch is, -1 for those without."""
@@ -201,115 +281,150 @@ class GradientComputer:
             )
         return index.to(device)
 
-    def _chosen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights that are differentiated."""
-        named = dict(self.model.named_parameters())
-        return {name: weights.get(name, named[name]).detach() for name in self.names}
-
-    def _fixed(
+    def _weights(
         self,
         weights: Mapping[str, Tensor],
         context: Mapping[str, Tensor] | None,
-        device: torch.device,
-    ) -> _Fixed:
-        on_device = {name: tensor.to(device) for name, tensor in (context or {}).items()}
-        return _Fixed(self._constant(weights), on_device)
-
-    def _constant(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return all other weights.
+        device: torch.device | None = None,
+    ) -> _Weights:
+        """Return the weights by use; where some lie elsewhere, they come to the chosen ones.
 
         Other names of a tied parameter follow the one that named_parameters() lists.
         """
-        owned = [*self.model.named_parameters(), *self.model.named_buffers()]
-        device = next(iter(self._chosen(weights).values())).device
+        owned = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+        with torch.inference_mode(False):
+            given = {
+                name: _ordinary(weights.get(name, tensor).detach())
+                for name, tensor in owned.items()
+            }
+            chosen = {name: given.pop(name) for name in self.names}
+            where = next(iter(chosen.values())).device
+            constant = {name: tensor.to(where) for name, tensor in given.items()}
+            prepared = {name: _ordinary(t.to(device)) for name, t in (context or {}).items()}
+        return _Weights(chosen, constant, prepared)
+
+    def _fresh(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with copies of those that the forward writes to, or of all unknown."""
         return {
-            name: weights.get(name, tensor).detach().to(device)
-            for name, tensor in owned
-            if name not in self.shapes
+            name: tensor.clone() if self._written is None or name in self._written else tensor
+            for name, tensor in weights.items()
         }
 
     def _output(
         self,
         chosen: dict[str, Tensor],
-        fixed: _Fixed,
+        others: tuple[dict[str, Tensor], dict[str, Tensor]],
         sample: Any,
+        held: ExitStack,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Return f of a sample (tensors without a batch dimension), and (f, Q, R)."""
-        model = FunctionalModel(self.model, {**fixed.constant, **chosen})
+        """Return f of a sample (tensors without a batch dimension), and (f, Q, R).
+
+        The weights stay in the model until `held` is closed, after the backward pass.
+        """
+        constant, context = others
+        held.enter_context(weights_in_place(self.model, {**constant, **chosen}))
         batch, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
-        output = self.task(model, batch, fixed.context, index)
+        output = self.task(self.model, batch, context, index)
         if output.output.numel() != 1:
             raise ValueError(
                 f"task {self.task.name!r}: expected one output for one sample, "
                 f"got {output.output.numel()}"
             )
-        f, q, r = (part.reshape(()) for part in output)
+        f, q, r = (value.reshape(()) for value in output)
         return f, (f.detach(), q, r)
 
-    def _chunk(
-        self,
-        chosen: dict[str, Tensor],
-        fixed: _Fixed,
-        chunk: Any,
-    ) -> SampleGradients:
+    def _attempt(self, weights: _Weights, chunk: Any) -> SampleGradients:
+        """Return the gradients of a sample chunk, on copies of all that the model may write to."""
         if self._one_by_one:
-            return self._loop(chosen, fixed, chunk)
+            return self._loop(weights, chunk)
         try:
-            return self._vmap(chosen, fixed, chunk)
+            return self._vmap(weights, chunk)
         except (RuntimeError, NotImplementedError) as error:
             if "randomness" in str(error):
                 raise RuntimeError(_RANDOM_MODEL) from error
             if is_out_of_memory(error):
                 raise
             # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
-            result = self._loop(chosen, fixed, chunk)
+            result = self._loop(weights, chunk)
             self._one_by_one = True
             warnings.warn(
                 "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
                 f"this model ({str(error).strip().splitlines()[0]})",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             return result
 
-    def _vmap(
-        self,
-        chosen: dict[str, Tensor],
-        fixed: _Fixed,
-        chunk: Any,
-    ) -> SampleGradients:
-        gradient = vmap(grad(self._output, has_aux=True), in_dims=(None, None, 0))
-        grads, (f, q, r) = gradient(chosen, fixed, chunk)
+    def _vmap(self, weights: _Weights, chunk: Any) -> SampleGradients:
+        others = (self._fresh(weights.constant), weights.context)
+        with ExitStack() as held:
+            gradient = vmap(
+                grad(partial(self._output, held=held), has_aux=True), in_dims=(None, None, 0)
+            )
+            grads, (f, q, r) = gradient(
+                self._fresh(weights.chosen), others, map_tensors(torch.clone, chunk)
+            )
         return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
 
-    def _loop(
-        self,
-        chosen: dict[str, Tensor],
-        fixed: _Fixed,
-        chunk: Any,
-    ) -> SampleGradients:
-        rows: list[Sequence[Tensor]] = []
+    def _loop(self, weights: _Weights, chunk: Any) -> SampleGradients:
+        rows: list[list[Tensor]] = []
         outputs = []
-        with torch.inference_mode(False), torch.enable_grad():
-            leaves = {name: _ordinary(t).detach().requires_grad_() for name, t in chosen.items()}
-            fixed = _Fixed(*({n: _ordinary(t) for n, t in part.items()} for part in fixed))
-            for i in range(batch_size(chunk)):
-                sample = map_tensors(lambda tensor, i=i: _ordinary(tensor[i]), chunk)  # type: ignore[misc]
-                random_state = torch.get_rng_state()
-                f, parts = self._output(leaves, fixed, sample)
+        chunk = map_tensors(torch.clone, chunk)
+        for i in range(batch_size(chunk)):
+            leaves = {
+                name: tensor.detach().requires_grad_()
+                for name, tensor in self._fresh(weights.chosen).items()
+            }
+            others = (self._fresh(weights.constant), weights.context)
+            sample = map_tensors(lambda tensor, i=i: tensor[i], chunk)  # type: ignore[misc]
+            random_state = torch.get_rng_state()
+            with ExitStack() as held, torch.enable_grad(), _whole_gradients():
+                f, output = self._output(leaves, others, sample, held)
                 if not torch.equal(torch.get_rng_state(), random_state):
                     raise RuntimeError(_RANDOM_MODEL)
-                if f.requires_grad:
-                    row = torch.autograd.grad(
-                        f, list(leaves.values()), allow_unused=True, materialize_grads=True
-                    )
-                else:  # the output depends on no chosen parameter
-                    row = tuple(torch.zeros_like(tensor) for tensor in leaves.values())
-                rows.append([gradient.to_dense() for gradient in row])
-                outputs.append(parts)
-        grads = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}
-        f, q, r = (torch.stack(part) for part in zip(*outputs, strict=True))
+                try:
+                    row = _gradients(f, list(leaves.values()), self._reentrant)
+                except RuntimeError as error:
+                    if self._reentrant or "Checkpointing is not compatible" not in str(error):
+                        raise
+                    self._reentrant = True
+                    return self._loop(weights, chunk)
+            rows.append(row)
+            outputs.append(output)
+        grads = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(self.names)}
+        f, q, r = (torch.stack(values) for values in zip(*outputs, strict=True))
         return SampleGradients(grads, f, q, r)
+
+
+def _rows(samples: Any, start: int, stop: int) -> Any:
+    return map_tensors(lambda tensor: tensor[start:stop], samples)
+
+
+def _gradients(f: Tensor, leaves: list[Tensor], reentrant: bool) -> list[Tensor]:
+    """Return the gradient of f for each leaf, zeros where f does not depend on it."""
+    if not f.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    if reentrant:
+        f.backward()
+        return [torch.zeros_like(t) if t.grad is None else t.grad.to_dense() for t in leaves]
+    found = torch.autograd.grad(f, leaves, allow_unused=True, materialize_grads=True)
+    return [gradient.to_dense() for gradient in found]
+
+
+@contextmanager
+def _whole_gradients() -> Iterator[None]:
+    """Refuse activation checkpointing that leaves gradients out, of which torch only warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad=True")
+        try:
+            yield
+        except UserWarning as warning:
+            if "None of the inputs have requires_grad=True" not in str(warning):
+                raise
+            raise RuntimeError(
+                "model: expected activation checkpointing that gives gradients, got one of the "
+                "reentrant kind around layers whose inputs have none (use_reentrant=False)"
+            ) from warning
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -1,95 +1,185 @@
-"""A module with other weights than its own, and the state it is called in."""
+"""A module that computes with given weights in eval mode, and is afterwards what it was before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
+# Weights in a module and torch's attention switches are seen by every thread: one at a time.
+_ONE_AT_A_TIME = threading.RLock()
 
-class FunctionalModel:
-    """A module called with given weights: what a task gets as its model.
-
-    Calls go to forward; attributes are the module's, read and called with the same weights, so
-    that model.encode_image(x), model.logit_scale and model.config work.
-    """
-
-    def __init__(
-        self, module: nn.Module, weights: Mapping[str, Tensor], path: tuple[str, ...] = ()
-    ) -> None:
-        self._module = module
-        self._weights = weights
-        self._path = path
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the module returns."""
-        return self._visit(lambda module: module(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = self._visit(lambda module: getattr(module, name))
-        if isinstance(value, nn.Module):
-            return FunctionalModel(self._module, self._weights, (*self._path, name))
-        if callable(value):
-            return lambda *args, **kwargs: self._visit(
-                lambda module: getattr(module, name)(*args, **kwargs)
-            )
-        return value
-
-    def _visit(self, function: Callable[[Any], Any]) -> Any:
-        """Return function(module), the module holding the weights."""
-        weights = {f"module.{name}": tensor for name, tensor in self._weights.items()}
-        with _own_weights_after(self._module):
-            return functional_call(_Visit(self._module, self._path), weights, (function,))
-
-
-class _Visit(nn.Module):
-    """`functional_call` calls forward alone; this one's runs any function of a module."""
-
-    def __init__(self, module: nn.Module, path: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module = module
-        self.path = path
-
-    def forward(self, function: Callable[[Any], Any]) -> Any:
-        module: Any = self.module
-        for name in self.path:
-            module = getattr(module, name)
-        return function(module)
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 @contextmanager
-def _own_weights_after(model: nn.Module) -> Iterator[None]:
-    """Put the module's tensors back.
+def weights_in_place(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Have a model compute with weights until the end, backward passes that run it again included.
 
-    `functional_call` does, but for a module that is there under two names (a layer used twice, the
-    embedding of an encoder and a decoder): it is left with the weights of the call.
+    Args:
+        weights: By the names of named_parameters() and named_buffers(); tied names follow the one
+            that is listed. What is left out is the model's.
     """
-    stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
-    before = [dict(store) for store in stores]
+    owned = dict([*model.named_parameters(), *model.named_buffers()])
+    given = {id(owned[name]): tensor for name, tensor in weights.items() if name in owned}
+    places: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in model.modules():
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in stores:
+            replaced = {name: t for name, t in tensors.items() if t is not None and id(t) in given}
+            places.append((tensors, replaced))
     try:
+        for tensors, replaced in places:
+            tensors.update({name: given[id(tensor)] for name, tensor in replaced.items()})
         yield
     finally:
-        for store, tensors in zip(stores, before, strict=True):
-            store.update(tensors)
+        for tensors, replaced in places:
+            tensors.update(replaced)
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode and back: dropout off, BatchNorm on its running figures."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put back every attribute of a model's modules: mode flags, caches, counters, hooks, weights.
+
+    Attributes are given their objects again, and lists, dicts and sets their items. The values of
+    tensors are not looked at.
+    """
+    kept = []
+    for module in model.modules():
+        own = vars(module)
+        containers = [(value, value.copy()) for value in own.values() if type(value) in _CONTAINERS]
+        kept.append((own, own.copy(), containers))
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for own, attributes, containers in kept:
+            _refill(own, attributes)
+            for container, items in containers:
+                _refill(container, items)
+
+
+def _refill(container: Any, items: Any) -> None:
+    if isinstance(container, dict):
+        same = len(container) == len(items) and all(
+            key in container and container[key] is item for key, item in items.items()
+        )
+    else:
+        same = len(container) == len(items) and all(
+            a is b for a, b in zip(container, items, strict=True)
+        )
+    if not same:
+        container.clear()
+        container.extend(items) if isinstance(container, list) else container.update(items)
+
+
+class EvalMode:
+    """Puts a model into eval mode: dropout off, BatchNorm on its running figures.
+
+    A module's own train() or eval() may do more than set flags. It is tried once, and what it sets
+    is set from then on; but one that changes weights or keeps tensors, such as one that merges
+    adapters into a weight, would not do it to a checkpoint's weights, and is refused.
+
+    Raises:
+        ValueError: such a module, by name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        own = any(
+            getattr(type(module), name) is not getattr(nn.Module, name) or name in vars(module)
+            for module in model.modules()
+            for name in ("train", "eval")
+        )
+        if own:
+            with _ONE_AT_A_TIME:
+                self._try(model)
+
+    def set(self, model: nn.Module) -> None:
+        """Put the model into eval mode; `undisturbed` puts it back."""
+        for module in model.modules():
+            module.training = False
+        for own, attributes in self._attributes:
+            own.update(attributes)
+
+    def _try(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
+        attributes = {name: vars(module).copy() for name, module in modules.items()}
+        tensors = _tensors(modules)
+        copies = {place: tensor.detach().clone() for place, tensor in tensors.items()}
+        with undisturbed(model):
+            try:
+                model.eval()
+                now = _tensors(modules)
+                for place in {**tensors, **now}:
+                    kept = now.get(place) is tensors.get(place)
+                    if not kept or not _same_bits(tensors[place], copies[place]):
+                        raise _eval_changes(modules, *place)
+                for name, module in modules.items():
+                    before = attributes[name]
+                    changed = {
+                        k: v for k, v in vars(module).items() if before.get(k, self) is not v
+                    }
+                    for key, value in changed.items():
+                        if any(
+                            isinstance(leaf, (Tensor, nn.Module)) for leaf in tree_leaves(value)
+                        ):
+                            raise _eval_changes(modules, name, key)
+                    self._attributes.append((module.__dict__, changed))
+            finally:
+                for place, tensor in tensors.items():
+                    if not _same_bits(tensor, copies[place]):
+                        tensor.data.copy_(copies[place])
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Tensor]:
+    """Return parameters and buffers by the names of their module and their own."""
+    return {
+        (name, key): tensor
+        for name, module in modules.items()
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.is_quantized or a.layout != torch.strided:
+        return torch.equal(a, b)
+    first, second = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(first, second)
+
+
+def _eval_changes(modules: Mapping[str, nn.Module], name: str, what: str) -> ValueError:
+    module = f"{name} ({type(modules[name]).__name__})" if name else type(modules[name]).__name__
+    return ValueError(
+        f"model: expected an eval() that sets modes alone, got one that changes {what} of "
+        f"{module}, which would not be done to a checkpoint's weights (does it merge adapters? "
+        "call eval() before state dicts are taken, or turn merging off)"
+    )
+
+
+@contextmanager
+def computing(model: nn.Module, mode: EvalMode) -> Iterator[None]:
+    """Have a model in eval mode for gradients, in this thread alone, and undisturbed after it.
+
+    Outside the caller's inference mode, in which there are no gradients.
+    """
+    with (
+        _ONE_AT_A_TIME,
+        torch.inference_mode(False),
+        undisturbed(model),
+        plain_attention(model),
+    ):
+        mode.set(model)
+        yield
 
 
 @contextmanager

@@ -37,10 +37,10 @@ class Task:
 
     Args:
         name: Told apart by a store: another function is another name.
-        function: Called with the model (a callable with the checkpoint's weights, a
-            `trak_ext.gradients.functional.FunctionalModel`) and a batch as the loader yields it.
-            Returns f [B], (f, Q) or (f, Q, R). What is left out is ones. It is called under
-            `torch.func.vmap` with batches of one sample.
+        function: Called with the model, which holds the checkpoint's weights, and a batch as the
+            loader yields it, copies that may be written to. Returns f [B], (f, Q) or (f, Q, R).
+            What is left out is ones. It is called under `torch.func.vmap` with batches of one
+            sample.
         prepare: None where f depends on the sample alone. Where f needs something of the training
             set as well, a function (model, batches, checkpoint) that returns it as tensors by
             name, the context. It is called once for each checkpoint, without gradients;
