@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"MiniLM fine-tuned {checkpoints} times on {num_train} first sentences of docstrings "
         f"to name their package; it gets {accuracy:.0%} of {num_test} others right.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )  # fmt: skip
     same = common.agreement(attributions, lambda item: item.label)

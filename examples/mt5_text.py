@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"A small mT5 trained {checkpoints} times on {len(kept):,} pairs of a docstring's "
         "first sentence and the name of its function or class.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
     common.finish(options.out, attributions, shown=6)

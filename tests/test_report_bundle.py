@@ -23,7 +23,7 @@ def test_the_page_is_the_same_from_the_bundle(tmp_path):
         (
             make_attributions(note="A note.", target_lds=[0.1, math.nan, 0, 1]),
             make_attributions(lds=None, target_lds=None, settings=None, fingerprint=None),
-            make_attributions(opponents=None, scale=1e-9),
+            make_attributions(opponents=None, scale=1e-9, damping=[[0.5, 1 / 3], [2e-7, 0]]),
             make_attributions(
                 targets=[report.Item(text=HOSTILE + "\ud800", highlight=(1, 5), label=1e-9)] * 4,
                 train_items=text_items(30),
@@ -60,6 +60,15 @@ def test_scores_and_indices_are_plain_tensors(tmp_path):
     tensors = load_file(tmp_path / NAMES[1])
     assert torch.equal(tensors["proponents.values"], attributions.proponents.values)
     assert torch.equal(tensors["opponents.indices"], attributions.opponents.indices)
+
+
+def test_a_bundle_from_before_damping_was_told_opens(tmp_path):
+    report.save_bundle(tmp_path, make_attributions())
+    content = json.loads((tmp_path / "bundle.json").read_text())
+    del content["damping"], content["sha256"]
+    content["sha256"] = _digest(content)
+    (tmp_path / "bundle.json").write_text(json.dumps(content))
+    assert report.render(report.load_bundle(tmp_path)) == report.render(make_attributions())
 
 
 @pytest.fixture(scope="module")

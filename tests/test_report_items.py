@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from trak_ext.report import Item
-from trak_ext.report.items import MAX_SIDE
+from trak_ext.report.pictures import MAX_SIDE
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_labels_and_ids_may_be_numbers_of_any_kind():
         ({"image": torch.full((5, 7), torch.nan)}, ValueError, "expected intensities .* got nan"),
         ({"image": np.zeros((5, 7))}, TypeError, "image: expected a tensor or a PIL image, got"),
         ({"image": Image.new("I", (2, 2))}, ValueError, "image: expected 8 bits .* mode I"),
-        ({"text": 3}, TypeError, "text: expected a string or None, got 3"),
-        ({"caption": b"c"}, TypeError, "caption: expected a string or None, got a bytes"),
+        ({"text": 3}, TypeError, "text: expected a string, got 3"),
+        ({"caption": b"c"}, TypeError, "caption: expected a string, got a bytes"),
         ({"label": torch.zeros(2)}, TypeError, "label: expected a string or a number, got a torch"),
         ({"id": [1]}, TypeError, "id: expected a string or a number, got a list"),
         (

@@ -1,10 +1,10 @@
-"""trak_ext.report.numbers: scores that stand together have one unit and three digits."""
+"""trak_ext.report.page.Scale: scores that stand together have one unit and three digits."""
 
 from __future__ import annotations
 
 import pytest
 
-from trak_ext.report.numbers import format_score, number_format, power_of_ten
+from trak_ext.report.page import Scale
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,11 @@ from trak_ext.report.numbers import format_score, number_format, power_of_ten
     ],
 )
 def test_scores_keep_three_digits_on_one_scale(largest, value, power, text):
-    got, decimals = number_format(largest)
-    assert got == power
-    assert format_score(value, got, decimals) == text
+    scale = Scale.of(largest)
+    assert scale.power == power
+    assert scale.text(value) == text
 
 
 def test_the_unit_is_a_raised_power():
-    assert power_of_ten(-12) == "10⁻¹²"
+    assert Scale.of(3e-12).unit == "10⁻¹²"
+    assert Scale.of(3.0).unit == ""

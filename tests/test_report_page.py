@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from markupsafe import Markup
 from reports import HOSTILE, make_attributions, make_lds, text_items
 
 from trak_ext import report
 
+HOSTILE_STRINGS = [
+    HOSTILE,
+    '" onmouseover="alert(1)" x="',
+    "' autofocus onfocus='alert(1)",
+    "</script><script>alert(1)</script>",
+    "</pre></details><img src=x onerror=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}{# #}",
+    "&lt;b&gt; &amp;amp; <!-- ]]>",
+]
 VOID = {"meta", "link", "img", "input", "rect", "path", "wbr"}
 
 
@@ -19,7 +30,7 @@ class Page(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.elements, self.words, self.open, self.faults = [], [], [], []
+        self.elements, self.words, self.open, self.faults, self.scripts = [], [], [], [], []
         self.feed(page)
         self.close()
         self.faults += self.open
@@ -38,7 +49,9 @@ class Page(HTMLParser):
             self.faults.append(f"</{tag}>")
 
     def handle_data(self, data):
-        if self.open[-1:] not in (["style"], ["script"]):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
             self.words.append(data)
 
     def all(self, tag, **wanted):
@@ -158,6 +171,50 @@ def _with_plain_text(hostile):
         "lds": {plain: make_lds(0.1)}, "settings": {plain: plain, "list": [plain] * 9},
         "fingerprint": plain,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_STRINGS)
+def test_no_text_leaves_the_place_it_is_put(hostile):
+    """In elements, attributes, JSON of settings, and beside the script, as text and as Markup."""
+    for text in (hostile, Markup(hostile)):
+        item = report.Item(text=text, label=text, prediction=text, caption=text, id=text)
+        pictured = report.Item(torch.rand(4, 4), label=text, id=text)
+        found = Page(
+            report.render(
+                make_attributions(
+                    targets=[item, pictured] * 2, train_items=[item, pictured] * 15, title=text,
+                    note=text, fingerprint=text, lds={text: make_lds(0.1)},
+                    settings={text: text, "mapping": {text: [text, {"a": text}]}},
+                )
+            )
+        )  # fmt: skip
+        plain = Page(report.render(make_attributions()))
+        assert found.faults == []
+        assert found.scripts == plain.scripts
+        policy = {"http-equiv": "Content-Security-Policy"}
+        assert found.all("meta", **policy) == plain.all("meta", **policy)
+        article, image = found.all("article")[0], found.all("img")[0]
+        assert article["data-label"] == hostile
+        assert set(article) == set(plain.all("article")[0])
+        assert set(image) == set(plain.all("img")[0])
+        assert image["alt"] == f"Training sample {hostile}, label {hostile}"
+        assert found.all("span", **{"class": "name"})[0]["title"] == hostile
+        words = [word.strip() for word in found.words]
+        assert words.count(hostile.strip()) > 20
+        mapping = {hostile: [hostile, {"a": hostile}]}
+        assert json.dumps(mapping, ensure_ascii=False) in found.words or (
+            json.dumps(mapping, ensure_ascii=False, indent=1) in found.words
+        )
+
+
+def test_damping_that_was_chosen_is_told():
+    def told(damping):
+        return Page(report.render(make_attributions(damping=damping))).text
+
+    assert "damping in use, by checkpoint 0.5 · 0.001234" in told([0.5, 0.0012341])
+    assert "damping in use, by checkpoint 1 2 · 3 4" in told(torch.tensor([[1.0, 2], [3, 4]]))
+    assert "damping in use" not in told(None)
+    assert "damping in use" not in told(torch.empty(0))
 
 
 def test_characters_that_html_cannot_hold_are_replaced(tmp_path):

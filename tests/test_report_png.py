@@ -1,4 +1,4 @@
-"""trak_ext.report.png: files that another reader takes for the same pixels."""
+"""trak_ext.report.pictures: PNG files that another reader takes for the same pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trak_ext.report.png import encode_png, png_data_uri
+from trak_ext.report.pictures import encode_png, png_data_uri
 
 
 def decode(data):
