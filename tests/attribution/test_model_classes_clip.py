@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import brute_force
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import brute_force
 from trak_ext import Attributor, reference
 from trak_ext.gradients import GradientComputer
 from trak_ext.tasks import clip_task, get_task

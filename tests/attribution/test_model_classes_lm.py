@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import brute_force
 import pytest
 import torch
 
+import brute_force
 from trak_ext import Attributor
 from trak_ext.gradients import GradientComputer
 from trak_ext.tasks import TASKS, token_targets

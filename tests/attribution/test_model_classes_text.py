@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-import brute_force
 import pytest
 import torch
+
+import brute_force
 
 transformers = pytest.importorskip("transformers")
 

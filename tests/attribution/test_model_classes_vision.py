@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import brute_force
 import pytest
 import torch
 from torch import nn
+
+import brute_force
 
 transformers = pytest.importorskip("transformers")
 

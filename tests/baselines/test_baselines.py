@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from baseline_methods import CLASSES, GRADIENT_METHODS, METHODS, RATES, make, make_model
 from trak_ext import baselines
 from trak_ext.baselines import (
     GradientCosine,
@@ -18,16 +19,6 @@ from trak_ext.baselines import (
     TracIn,
 )
 from trak_ext.baselines import base as base_module
-
-CLASSES, RATES = 3, [0.3, 0.1]
-GRADIENT_METHODS = [GradientProduct, GradientCosine, TracIn]
-METHODS = [*GRADIENT_METHODS, RepresentationSimilarity, Random]
-
-
-def make_model():
-    return nn.Sequential(
-        nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)
-    )
 
 
 def load(inputs, labels, batch_size=4):
@@ -68,12 +59,6 @@ def expected_scores(method, model, states, train, test):
         else:
             total = total + rate * g @ h.T
     return total.float()
-
-
-def make(method, model, states, task="image_classification", **arguments):
-    if method is TracIn:
-        arguments["learning_rates"] = RATES[: len(states or [0])]
-    return method(model, task, checkpoints=states, progress=False, **arguments)
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
-from test_baselines import GRADIENT_METHODS, METHODS, make, make_model
 from torch import nn
 
+from baseline_methods import GRADIENT_METHODS, METHODS, make, make_model
 from trak_ext.baselines import GradientProduct, Random, RepresentationSimilarity, TracIn
 from trak_ext.gradients import GradientComputer
 from trak_ext.tasks import clip_task

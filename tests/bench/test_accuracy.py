@@ -6,27 +6,20 @@ split used here, and chosen on split 0.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from trak_ext.evaluation import lds
 
 pytest.importorskip("sklearn")
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 SPLIT = 21
 MODELS_A_SUBSET = {"softmax": 3, "mlp": 3, "cnn": 5}
 
 
 @pytest.fixture(scope="module")
 def estimators():
-    sys.path.insert(0, str(BENCH))
-    try:
-        import accuracy_estimators
-    finally:
-        sys.path.remove(str(BENCH))
+    import accuracy_estimators
+
     return accuracy_estimators
 
 

@@ -5,22 +5,15 @@ bench/digits_baselines.py with fewer subsets and networks: 30 halves, 2 networks
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(BENCH))
-    try:
-        import digits_baselines
-    finally:
-        sys.path.remove(str(BENCH))
+    import digits_baselines
+
     return digits_baselines
 
 

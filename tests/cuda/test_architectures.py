@@ -6,13 +6,13 @@ The rules are NVIDIA's (CUDA programming guide, "Binary compatibility" and "PTX 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from folders import ROOT
 from trak_ext import _C
 
-CMAKE = Path(__file__).resolve().parents[1] / "CMakeLists.txt"
+CMAKE = ROOT / "CMakeLists.txt"
 # Of boards, which take no code made for cards: Orin, its successors and Thor. Where nothing says
 # that one does, it is here.
 BOARDS = {87, 88, 110}

@@ -6,15 +6,10 @@ import pytest
 import torch
 
 import trak_ext
+from cuda_device import built, device
 from trak_ext import _C
 from trak_ext.kernels import cuda_paths, operators
 
-BUILT = hasattr(_C, "cuda_project")
-built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
-device = pytest.mark.skipif(
-    not (BUILT and torch.cuda.is_available()),
-    reason="no CUDA device that torch and this build of trak_ext can use",
-)
 KINDS = ["rademacher", "normal"]
 PRECISIONS = ["medium", "high", "highest"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cuda_device_scoring import device
 from torch import nn
 
+from cuda_device import device
 from trak_ext import Attributor
 
 

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from children import run_python
-
-from trak_ext import _C
-
-device = pytest.mark.skipif(
-    not (hasattr(_C, "cuda_project") and torch.cuda.is_available()),
-    reason="no CUDA device that torch and this build of trak_ext can use",
-)
+from cuda_device import device
 
 # Every graph meets kernels that the process has neither launched nor loaded before.
 CAPTURED_FIRST = """

@@ -8,17 +8,12 @@ import pytest
 import torch
 
 import trak_ext
+from cuda_device import built, device
 from trak_ext import _C
 from trak_ext.estimator.formula import factor_kernel, solve_targets
 from trak_ext.kernels import operators, streaming
 from trak_ext.kernels.score_pass import SolvedTargets
 
-BUILT = hasattr(_C, "cuda_score_float")
-built = pytest.mark.skipif(not BUILT, reason="trak_ext was built without CUDA")
-device = pytest.mark.skipif(
-    not (BUILT and torch.cuda.is_available()),
-    reason="no CUDA device that torch and this build of trak_ext can use",
-)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {"medium": 2**-7.9, "high": 2**-15, "highest": 2**-20}
 

@@ -1,6 +1,6 @@
 """The device guard over doubles of the runtime and of the driver's library.
 
-Needs the headers of a CUDA toolkit. What it is to do in which state: test_cuda_host_runtime.py.
+Needs the headers of a CUDA toolkit. What it is to do in which state: test_host_runtime.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from children import run_python
 
+from children import run_python
 from cuda_host.library import HOST, SOURCES, compile_host
 
 INSUFFICIENT_DRIVER, OTHER_ERROR = 35, 999

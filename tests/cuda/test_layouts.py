@@ -1,4 +1,4 @@
-"""Fragments and descriptors of the CUDA kernels against CuTe's layouts (cuda_host/layouts.py).
+"""Fragments and descriptors of the CUDA kernels against CuTe's layouts (bench/sass/layouts.py).
 
 Every matrix instruction that the kernels issue, run on the host, is read as matrices by those
 layouts. Operands then hold known numbers: which gradient or feature, of which row, is in which
@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_host import layouts
 from cuda_host.library import HOST, SOURCES, HostLibrary, build_runner
 from cuda_host.scoring_library import ScoringLibrary
 from cuda_host.witness import Instruction, watch
+from sass import layouts
 from trak_ext import reference
 
 PARAMS = 512  # whole stages: every place of the summed index is used
@@ -159,8 +159,8 @@ def test_matrix_instructions_multiply_each_feature_by_its_targets(
 
 
 # Faults of the kernels, and faults that they share with the runner that plays them, so that results
-# are right and no other test can tell. Path, then file under csrc/cuda or tests/cuda_host, what
-# stands there and what is put in its place, and what is said.
+# are right and no other test can tell. Path, then file under csrc/cuda or the helpers' cuda_host,
+# what stands there and what is put in its place, and what is said.
 DESCRIBED = "kHalfBytes,\n                                    kCoreBytes);"
 NOT_BESIDE = "entries that are not those of the gradients beside them"
 KERNEL_FAULTS = {

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from trak_ext import _C
-
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 @pytest.fixture(scope="module")
 def report():
     if not hasattr(_C, "cuda_kernels"):
         pytest.skip("trak_ext was built without CUDA")
-    sys.path.insert(0, str(BENCH))
-    try:
-        import machine_code
-    finally:
-        sys.path.remove(str(BENCH))
+    import machine_code
+
     if machine_code.find_cuobjdump() is None:
         pytest.skip("no cuobjdump (the CUDA toolkit and the triton package have one)")
     return machine_code

@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
+from folders import BENCH
 from trak_ext import _C
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 BEFORE = {
     80: BENCH / "results" / "machine_code_0.1.0_sm_80.json",
     90: BENCH / "results" / "machine_code_0.1.0.json",
@@ -36,11 +34,8 @@ VARIANTS = {
 def report():
     if not hasattr(_C, "cuda_kernels"):
         pytest.skip("trak_ext was built without CUDA")
-    sys.path.insert(0, str(BENCH))
-    try:
-        import machine_code
-    finally:
-        sys.path.remove(str(BENCH))
+    import machine_code
+
     if machine_code.find_cuobjdump() is None:
         pytest.skip("no cuobjdump (the CUDA toolkit and the triton package have one)")
     return machine_code

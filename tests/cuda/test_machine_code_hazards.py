@@ -5,26 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from folders import CSRC
 from trak_ext import _C
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ROOT / "csrc" / "cuda"
+SOURCES = CSRC / "cuda"
 
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import warpgroup_hazards
+    import cuda_binary
+    import warpgroup_hazards
 
-        import cuda_binary
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
     return cuda_binary, warpgroup_hazards
 
 

@@ -1,6 +1,6 @@
 """Machine code of the compiled kernels (sm_80, sm_90a), run on the CPU, makes the right sums.
 
-Beside the kernels' source (test_cuda_host_projection.py) this covers what the compiler made of it:
+Beside the kernels' source (test_host_projection.py) this covers what the compiler made of it:
 inline PTX, registers, descriptors, addresses (bench/sass/machine.py). What it cannot show is times,
 and orders of memory.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +16,13 @@ import torch
 
 from trak_ext import _C, reference
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 PATHS = [(80, "mma"), (90, "mma"), (90, "wgmma")]
 
 
 @pytest.fixture(scope="module")
 def counts():
-    sys.path.insert(0, str(BENCH))
-    try:
-        import kernel_counts
-    finally:
-        sys.path.remove(str(BENCH))
+    import kernel_counts
+
     return kernel_counts
 
 
@@ -36,11 +30,8 @@ def counts():
 def kernels(counts):
     if not hasattr(_C, "cuda_kernels"):
         pytest.skip("trak_ext was built without CUDA")
-    sys.path.insert(0, str(BENCH))
-    try:
-        import cuda_binary
-    finally:
-        sys.path.remove(str(BENCH))
+    import cuda_binary
+
     cuobjdump = cuda_binary.find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("no cuobjdump (the CUDA toolkit and the triton package have one)")

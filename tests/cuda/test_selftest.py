@@ -14,8 +14,8 @@ import warnings
 
 import pytest
 import torch
-from children import run_python
 
+from children import run_python
 from cuda_host.double import FAULTS, HostKernels, HostNative
 from cuda_host.library import DTYPES, FEW_PASSES
 from trak_ext import _C

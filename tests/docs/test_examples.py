@@ -5,20 +5,18 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from folders import EXAMPLES
 from trak_ext import report
-
-FOLDER = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Run an example as from the command line; return its attributions and what it printed."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = set(sys.modules)
 
@@ -33,7 +31,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     yield run_one
     for module in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[module], "__file__", "")):
+        if str(EXAMPLES) in str(getattr(sys.modules[module], "__file__", "")):
             del sys.modules[module]
 
 
@@ -63,7 +61,7 @@ def test_clip(run):
 
 
 def test_captions_tell_what_was_drawn(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     clip = importlib.import_module("clip_digits")
     upright = torch.zeros(8, 8)
     upright[1:7, 3] = 1

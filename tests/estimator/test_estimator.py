@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import trak_ext
+from small_setting import NUM_TRAIN, PROJ_DIM, fitted, setting
 from trak_ext import Attributor, reference
 from trak_ext.estimator.damping import (
     USUAL,
@@ -20,33 +21,6 @@ from trak_ext.estimator.damping import (
 )
 from trak_ext.estimator.formula import Estimator
 from trak_ext.tasks import TASKS, Task
-
-NUM_TRAIN, NUM_TARGETS, PROJ_DIM = 29, 5, 6
-
-
-def setting(checkpoints=2):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))
-    states = []
-    for _ in range(checkpoints):
-        states.append({name: torch.randn_like(t) for name, t in model.state_dict().items()})
-    train = (torch.randn(NUM_TRAIN, 4), torch.randint(0, 3, (NUM_TRAIN,)))
-    test = (torch.randn(NUM_TARGETS, 4), torch.randint(0, 3, (NUM_TARGETS,)))
-    return model, states, train, test
-
-
-def fitted(store=None, **options):
-    model, states, train, _ = setting()
-    options = {
-        "proj_dim": PROJ_DIM,
-        "damping": 1.0,
-        "curvature": None,
-        "progress": False,
-        **options,
-    }
-    result = Attributor(model, "image_classification", checkpoints=states, store=store, **options)
-    result.fit([train])
-    return result
 
 
 def features_of(attributor, start=0):

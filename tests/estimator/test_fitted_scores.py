@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_estimator import fitted, setting
 
 from late_transport import LateTransport
+from small_setting import fitted, setting
 from trak_ext.kernels import score_pass, streaming
 
 

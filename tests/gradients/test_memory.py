@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from children import run_python
 
+from children import run_python
 from trak_ext.gradients import memory
 from trak_ext.gradients.memory import PeakBytes, control_group_bytes, free_bytes, is_out_of_memory
 

@@ -10,8 +10,8 @@ import json
 
 import pytest
 import torch
-from children import run_python
 
+from children import run_python
 from trak_ext.gradients import memory
 
 pytest.importorskip("transformers")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from children import run_python
 
 import trak_ext
+from children import run_python
 
 # Runs in the child: prints the level; saves the matrices and sums.
 CHILD = """

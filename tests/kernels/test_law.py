@@ -5,25 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import trak_ext
+from folders import CSRC, VECTORS
 from trak_ext import _C, normal_table, reference
 
-VECTORS = json.loads(
-    (Path(__file__).parent / "vectors" / f"law_v{_C.law_version()}.json").read_text()
-)
-SJLT_FEATURES = json.loads(
-    (Path(__file__).parent / "vectors" / f"sjlt_features_v{_C.law_version()}.json").read_text()
-)
-LAW_SOURCES = Path(__file__).parent.parent / "csrc" / "law"
+DIGESTS = json.loads((VECTORS / f"law_v{_C.law_version()}.json").read_text())
+SJLT_FEATURES = json.loads((VECTORS / f"sjlt_features_v{_C.law_version()}.json").read_text())
+LAW_SOURCES = CSRC / "law"
 
 
-@pytest.mark.parametrize("vector", VECTORS)
+@pytest.mark.parametrize("vector", DIGESTS)
 @pytest.mark.parametrize("make", [trak_ext.projection_matrix, reference.projection_matrix])
 def test_golden_digests(vector, make):
     law = {key: value for key, value in vector.items() if key not in ("first_row", "sha256")}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from children import run_python
 
 import trak_ext
+from children import run_python
 
 # Rows around the row groups (8, 12, 64, 128), parameters around blocks (128) and chunks (256, 384),
 # columns around vectors (4, 8, 16), tiles (32) and panels; every dtype takes its turn.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from children import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trak_ext
+from children import run_python
 from trak_ext import reference
 from trak_ext.kernels.score_pass import RunningTopK
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from reports import NUM_TRAIN, make_attributions, make_lds
 
+from reports import NUM_TRAIN, make_attributions, make_lds
 from trak_ext import TopK, report
 
 

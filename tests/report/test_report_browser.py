@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 
-import browser
 import pytest
 import torch
 from PIL import Image
-from reports import HOSTILE, make_attributions, text_items
 
+import browser
+from reports import HOSTILE, make_attributions, text_items
 from trak_ext import report
 
 MISSING = browser.missing()

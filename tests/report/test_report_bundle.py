@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 import torch
-from reports import HOSTILE, make_attributions, text_items
 from safetensors.torch import load_file
 
+from reports import HOSTILE, make_attributions, text_items
 from trak_ext import cli, report
 from trak_ext.report.bundle import _digest
 

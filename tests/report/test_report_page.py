@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from reports import HOSTILE, make_attributions, make_lds, text_items
 
+from reports import HOSTILE, make_attributions, make_lds, text_items
 from trak_ext import report
 
 VOID = {"meta", "link", "img", "input", "rect", "path", "wbr"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from children import run_python
 from torch import nn
 
+from children import run_python
 from trak_ext import Attributor, StoreError
 
 

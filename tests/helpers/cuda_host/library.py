@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+SOURCES = Path(__file__).resolve().parents[3] / "csrc"
 HOST = Path(__file__).resolve().parent
 KINDS = {"rademacher": 0, "normal": 1}
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}

@@ -28,7 +28,7 @@ struct Fiber;
 struct Reading;
 
 // A matrix instruction as its threads' registers and shared memory have it, before and after, for a
-// witness that knows the layouts from elsewhere (tests/cuda_host/witness.py).
+// witness that knows the layouts from elsewhere (tests/helpers/cuda_host/witness.py).
 struct MatrixInstruction {
   int64_t block;
   int threads;           // that take part, 32 or 128

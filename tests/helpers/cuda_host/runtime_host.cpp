@@ -1,5 +1,5 @@
 // What the CUDA part asks of the runtime and the driver, with doubles of them: csrc/cuda's
-// shared_limit.h and current_device.h as they are, called by test_cuda_host_runtime.py.
+// shared_limit.h and current_device.h as they are, called by tests/cuda/test_host_runtime.py.
 #include <pthread.h>
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// The scoring kernels as a plain shared library for the tests (test_cuda_host_scoring.py).
+// The scoring kernels as a plain shared library for the tests (tests/cuda/test_host_scoring.py).
 #include <algorithm>
 #include <exception>
 #include <string>

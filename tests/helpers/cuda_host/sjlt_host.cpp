@@ -1,4 +1,4 @@
-// The sparse kind's kernels as a plain shared library for the tests (test_cuda_host_sjlt.py).
+// The sparse kind's kernels as a plain shared library for the tests (tests/cuda/test_host_sjlt.py).
 #include <exception>
 #include <string>
 #include <vector>

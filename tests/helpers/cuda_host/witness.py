@@ -10,7 +10,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .layouts import WARP_A, WARP_B, WARP_C, WARPGROUP_A, Array, Descriptor, Layout, warpgroup_c
+from sass.layouts import (
+    WARP_A,
+    WARP_B,
+    WARP_C,
+    WARPGROUP_A,
+    Array,
+    Descriptor,
+    Layout,
+    warpgroup_c,
+)
 
 
 class Shown(ctypes.Structure):
