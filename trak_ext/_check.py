@@ -59,6 +59,14 @@ def nonnegative(name: str, value: Any) -> float:
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1]."""
+    value = nonnegative(name, value)
+    if value > 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    return value
+
+
 def flag(name: str, value: Any) -> bool:
     """Return `value`, True or False."""
     if not isinstance(value, bool):

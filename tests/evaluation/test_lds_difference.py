@@ -9,7 +9,7 @@ import torch
 
 from trak_ext.evaluation import LDSDifference, bootstrap, lds, lds_difference
 from trak_ext.evaluation.bootstrap import resample_counts, resampled_means
-from trak_ext.evaluation.difference import _difference
+from trak_ext.evaluation.datamodeling import spearman_difference
 
 
 def make_case(num_targets=30, num_subsets=40, *, seed=0, noise=(0.7, 1.5), n_train=40):
@@ -146,7 +146,9 @@ def test_difference_of_one_resample_is_scipys():
 
     a, b, masks, outputs = make_case(num_targets=1, num_subsets=9)
     predictions = [(masks.double() @ scores).T.contiguous() for scores in (a, b)]
-    got = _difference(*predictions, outputs.T.contiguous(), torch.ones(9, 1, dtype=torch.float64))
+    got = spearman_difference(
+        *predictions, outputs.T.contiguous(), torch.ones(9, 1, dtype=torch.float64)
+    )
     expected = [spearmanr(p[0], outputs[:, 0]).statistic for p in predictions]
     assert got.item() == pytest.approx(expected[0] - expected[1], abs=1e-13)
 
@@ -157,12 +159,16 @@ S, M, Y = torch.randn(6, 3), torch.ones(4, 6, dtype=torch.bool), torch.randn(4, 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"scores_a": S.numpy()}, TypeError, "scores_a: expected a torch.Tensor, got ndarray"),
+        ({"scores_a": S.numpy()}, TypeError, "scores_a: expected a torch.Tensor, got a ndarray"),
         ({"scores_b": S.long()}, TypeError, "scores_b: expected a floating-point dtype"),
-        ({"scores_b": S[:, :2]}, ValueError, r"scores_b: expected the shape of scores_a, \[6, 3\]"),
+        (
+            {"scores_b": S[:, :2]},
+            ValueError,
+            r"scores_b: expected the shape of scores_a = \[6, 3\]",
+        ),
         ({"scores_b": S / 0}, ValueError, "scores_b: expected finite values"),
         ({"masks": M[:1]}, ValueError, "masks: expected at least 2 subsets"),
-        ({"outputs": Y.T}, ValueError, r"outputs: expected shape \[4, 3\]"),
+        ({"outputs": Y.T}, ValueError, r"outputs: expected .* = \[4, 3\], got"),
         ({"num_resamples": 0}, ValueError, "num_resamples: expected an integer of at least 1"),
     ],
 )

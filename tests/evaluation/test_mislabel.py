@@ -100,11 +100,11 @@ def test_flips_of_narrow_labels_do_not_wrap(dtype, num_classes):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([0.1], torch.ones(1) > 0), TypeError, "scores: expected a torch.Tensor, got list"),
+        (([0.1], torch.ones(1) > 0), TypeError, "scores: expected a torch.Tensor, got a list"),
         ((torch.ones(2, 2), torch.ones(2) > 0), ValueError, "scores: expected 1 dimension"),
         ((torch.ones(2).long(), torch.ones(2) > 0), TypeError, "scores: expected a floating"),
         ((torch.ones(2) / 0, torch.ones(2) > 0), ValueError, "scores: expected finite values"),
-        ((torch.ones(2), torch.ones(3) > 0), ValueError, r"mislabelled: expected shape \[2\]"),
+        ((torch.ones(2), torch.ones(3) > 0), ValueError, r"mislabelled: expected .* = \[2\], got"),
         ((torch.ones(2), torch.ones(2)), TypeError, "mislabelled: expected dtype torch.bool"),
         ((torch.ones(2), torch.ones(2) > 0), ValueError, "mislabelled: .* got 2 and 0"),
     ],
