@@ -1,6 +1,6 @@
 """TRAK beside its baselines on real text: MiniLM fine-tuned to tell packages by their docstrings.
 
-Texts are first sentences of docstrings, six packages, names masked (trak_ext.demo.docstrings). The
+Texts are first sentences of docstrings, six packages, names masked (examples/docstrings.py). The
 last encoder layer and a linear head are fine-tuned; the five layers below are frozen and their
 activations computed once. Every method sees exactly the fine-tuned parameters, and the same M
 checkpoints, which were trained on all training texts. The truth is retraining on random halves.

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trak_ext.demo import digits, docstrings, minilm
+import docstrings
+import minilm
+from trak_ext.demo import digits
 
 
 class TextTask(NamedTuple):

@@ -24,7 +24,13 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def integer(name: str, value: Any, low: int, high: int) -> int:
+def instance(name: str, value: Any, kind: type, meaning: str) -> None:
+    """Refuse what is not of a class; `meaning` says what was expected: "a string"."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {meaning}, got {describe(value)}")
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high]; NumPy integers are welcome, bools and floats not."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         try:
@@ -33,8 +39,9 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
             value = operator.index(value)
         except TypeError:
             raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value}")
+    if value < low or (high is not None and value > high):
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected an integer {expected}, got {value}")
     return value
 
 
@@ -52,6 +59,14 @@ def nonnegative(name: str, value: Any) -> float:
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1]."""
+    value = nonnegative(name, value)
+    if value > 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    return value
+
+
 def flag(name: str, value: Any) -> bool:
     """Return `value`, True or False."""
     if not isinstance(value, bool):
@@ -65,6 +80,33 @@ def choice(name: str, value: Any, known: Collection[str]) -> str:
         expected = ", ".join(repr(item) for item in known)
         raise ValueError(f"{name}: expected one of {expected}, got {describe(value)}")
     return value
+
+
+def tensor(name: str, value: Any, dims: int, kind: str = "float") -> Tensor:
+    """Return `value`, a tensor of `dims` dimensions.
+
+    Args:
+        kind: "float" for any floating-point dtype and finite values, "integer", or "bool".
+    """
+    instance(name, value, Tensor, "a torch.Tensor")
+    if value.dim() != dims:
+        plural = "" if dims == 1 else "s"
+        raise ValueError(f"{name}: expected {dims} dimension{plural}, got {describe(value)}")
+    floating = value.is_floating_point()
+    whole = not (floating or value.is_complex() or value.dtype == torch.bool)
+    fits = {"float": floating, "integer": whole, "bool": value.dtype == torch.bool}[kind]
+    if not fits:
+        dtype = {"float": "a floating-point dtype", "integer": "an integer dtype"}
+        expected = dtype.get(kind, "dtype torch.bool")
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+    if floating and not (finite := value.isfinite()).all():
+        bad = (~finite).nonzero()
+        raise ValueError(
+            f"{name}: expected finite values, got {len(bad)} that are NaN or Inf, the first at "
+            f"{bad[0].tolist()}"
+        )
+    found: Tensor = value
+    return found
 
 
 def float_tensor(name: str, value: Any, shape: str, dims: tuple[int, ...]) -> Tensor:

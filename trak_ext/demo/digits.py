@@ -24,10 +24,7 @@ from ..tasks import classification_output
 __all__ = [
     "DigitsSplit",
     "load_digits_split",
-    "make_cnn",
-    "make_mlp3",
     "make_model",
-    "make_softmax",
     "model_outputs",
     "subset_masks",
     "train_models",
@@ -97,37 +94,6 @@ def make_model() -> nn.Module:
     """A multilayer perceptron 64-64-10 with a ReLU, initialised from torch's global generator."""
     return nn.Sequential(
         nn.Linear(NUM_PIXELS, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, NUM_CLASSES)
-    )
-
-
-def make_softmax() -> nn.Module:
-    """Softmax regression 64-10: a convex problem, where attribution theory holds best."""
-    return nn.Sequential(nn.Linear(NUM_PIXELS, NUM_CLASSES))
-
-
-def make_mlp3() -> nn.Module:
-    """A multilayer perceptron 64-64-64-64-10 with ReLUs."""
-    return nn.Sequential(
-        nn.Linear(NUM_PIXELS, NUM_HIDDEN),
-        nn.ReLU(),
-        nn.Linear(NUM_HIDDEN, NUM_HIDDEN),
-        nn.ReLU(),
-        nn.Linear(NUM_HIDDEN, NUM_HIDDEN),
-        nn.ReLU(),
-        nn.Linear(NUM_HIDDEN, NUM_CLASSES),
-    )
-
-
-def make_cnn() -> nn.Module:
-    """Two convolutions (8 and 16 channels, 3 x 3, the second with stride 2) and a linear layer."""
-    return nn.Sequential(
-        nn.Unflatten(1, (1, IMAGE_SIDE, IMAGE_SIDE)),
-        nn.Conv2d(1, 8, 3),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16 * 2 * 2, NUM_CLASSES),
     )
 
 

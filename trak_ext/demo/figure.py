@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..report.numbers import format_score, number_format, power_of_ten
+from ..report.page import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,7 +150,7 @@ def plot_attributions(
     largest = max(
         (float(v.abs().max()) for v, _ in (proponents, opponents) if v.numel()), default=0
     )
-    power, decimals = number_format(largest)
+    scale = Scale.of(largest)
     lefts, widths = _group_edges([ranked[0].shape[1] for _, ranked, *_ in groups])
     width = lefts[-1] + widths[-1] + MARGIN
     height = TITLE + HEADER + row_height * len(test_images) + FOOTER
@@ -214,12 +214,12 @@ def plot_attributions(
                 cell(x, y, train_images[index], colour, 1.6)
                 weight = "normal" if label == truth else "bold"
                 write(x, below, name_of(label), 10, weight=weight)
-                score = format_score(float(value), power, decimals)
+                score = scale.text(float(value))
                 beside = CELL if not second_line else 0.0
                 align = "right" if beside else "left"
                 write(x + beside, below + second_line, score, 9, ha=align, color=colour)
 
-    unit = f" in units of {power_of_ten(power)}" if power else ""
+    unit = f" in units of {scale.unit}" if scale.unit else ""
     note = f"Under each training image: its label (bold where it differs), its score{unit}"
     write(MARGIN, height - 0.15, note, 9, color=MUTED_COLOUR)
     figure.savefig(path, dpi=dpi)

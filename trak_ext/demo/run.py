@@ -217,6 +217,7 @@ def attributions_to_show(
         },
         target_lds=lds["trak_m10"].per_target[shown],
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
 

@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .attributions import Attributions, LDSSummary
-from .items import Item
-from .markup import label_text
+from .. import _check
+from .attributions import Attributions, Item, LDSSummary, label_text
 
 FORMAT = "trak_ext attributions"
 FORMAT_VERSION = 1
 JSON_NAME = "bundle.json"
 TENSORS_NAME = "bundle.safetensors"
 _ITEM_FIELDS = ("text", "label", "prediction", "caption", "id", "highlight")
+_PLAIN = ("title", "note", "num_train", "settings", "damping", "fingerprint")  # JSON as they are
 
 
 class BundleError(ValueError):
@@ -40,15 +40,12 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
     """
     from safetensors.torch import save
 
-    if not isinstance(attributions, Attributions):
-        raise TypeError(
-            f"attributions: expected a trak_ext.report.Attributions, got {attributions!r}"
-        )
+    check_attributions(attributions)
+    ranked = {side: getattr(attributions, side) for side in ("proponents", "opponents")}
     tensors: dict[str, Tensor] = {
-        "proponents.values": attributions.proponents.values,
-        "proponents.indices": attributions.proponents.indices,
-        "opponents.values": attributions.opponents.values,
-        "opponents.indices": attributions.opponents.indices,
+        f"{side}.{name}": tensor
+        for side, best in ranked.items()
+        for name, tensor in (("values", best.values), ("indices", best.indices))
     }
 
     def record(name: str, item: Item) -> dict[str, Any]:
@@ -57,24 +54,19 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
         fields = {field: getattr(item, field) for field in _ITEM_FIELDS}
         return {key: _shown(value) for key, value in fields.items() if value is not None}
 
-    target_lds = attributions.target_lds
     content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "title": attributions.title,
-        "note": attributions.note,
-        "num_train": attributions.num_train,
+        **{name: getattr(attributions, name) for name in _PLAIN},
         "targets": [record(f"target.{i}", item) for i, item in enumerate(attributions.targets)],
         "train_items": {
             str(i): record(f"train.{i}", item) for i, item in attributions.train_items.items()
         },
         "lds": {
-            name: [_finite(value.mean), *([_finite(x) for x in pair] for pair in value[1:])]
+            name: [_to_json(value.mean), *([_to_json(x) for x in pair] for pair in value[1:])]
             for name, value in attributions.lds.items()
         },
-        "target_lds": None if target_lds is None else [_finite(value) for value in target_lds],
-        "settings": attributions.settings,
-        "fingerprint": attributions.fingerprint,
+        "target_lds": attributions.target_lds and [_to_json(x) for x in attributions.target_lds],
     }
     # Clones, as safetensors refuses tensors that share memory: an item may be shown twice.
     data = save({name: tensor.clone() for name, tensor in tensors.items()})
@@ -131,6 +123,12 @@ def load_bundle(folder: str | os.PathLike[str]) -> Attributions:
         ) from error
 
 
+def check_attributions(attributions: Any) -> None:
+    """Refuse what is not `Attributions`."""
+    expected = "a trak_ext.report.Attributions"
+    _check.instance("attributions", attributions, Attributions, expected)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file under another name first, so that what bears its own name is whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -146,9 +144,13 @@ def _attributions(content: dict[str, Any], tensors: dict[str, Tensor]) -> Attrib
         pixels = tensors.get(name)
         return Item(None if pixels is None else pixels.permute(2, 0, 1), **record)
 
-    summaries = {
-        name: LDSSummary(_number(mean), _pair(over_targets), _pair(over_subsets))
-        for name, (mean, over_targets, over_subsets) in content["lds"].items()
+    def pair(values: list[Any]) -> tuple[float, float]:
+        low, high = map(_from_json, values)
+        return low, high
+
+    lds = {
+        name: LDSSummary(_from_json(mean), pair(targets), pair(subsets))
+        for name, (mean, targets, subsets) in content["lds"].items()
     }
     target_lds = content["target_lds"]
     return Attributions(
@@ -156,13 +158,11 @@ def _attributions(content: dict[str, Any], tensors: dict[str, Tensor]) -> Attrib
         (tensors["proponents.values"], tensors["proponents.indices"]),
         (tensors["opponents.values"], tensors["opponents.indices"]),
         {int(i): item(f"train.{i}", record) for i, record in content["train_items"].items()},
-        title=content["title"],
-        note=content["note"],
-        num_train=content["num_train"],
-        lds=summaries or None,
-        target_lds=None if target_lds is None else [_number(value) for value in target_lds],
-        settings=content["settings"],
-        fingerprint=content["fingerprint"],
+        lds=lds,
+        target_lds=None if target_lds is None else [_from_json(value) for value in target_lds],
+        # Bundles of 0.1.0 say nothing of damping.
+        **{name: content[name] for name in _PLAIN if name != "damping"},
+        damping=content.get("damping"),
     )
 
 
@@ -182,17 +182,12 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _finite(value: float) -> float | str | None:
+def _to_json(value: float) -> float | str | None:
     """Return a figure as JSON can hold it: null for NaN, text for infinite ones."""
     if math.isfinite(value):
         return value
     return None if math.isnan(value) else str(value)
 
 
-def _number(value: float | None) -> float:
+def _from_json(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _pair(values: list[float | None]) -> tuple[float, float]:
-    low, high = values
-    return _number(low), _number(high)
