@@ -27,7 +27,7 @@ test: .venv/built-$(cuda) .venv/extra-test
 
 docs: .venv/built-$(cuda) .venv/extra-docs
 	@echo "== Documentation: about 10 seconds; pages go to build/site"
-	.venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 lint: .venv/built-$(cuda) .venv/extra-lint
 	.venv/bin/ruff check .

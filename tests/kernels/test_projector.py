@@ -266,5 +266,7 @@ def test_bad_projector(arguments, message):
 
 
 def test_projector_refuses_another_size():
-    with pytest.raises(ValueError, match="grads: expected grad_dim = 5 parameters a sample, got 6"):
+    with pytest.raises(
+        ValueError, match="grads: expected grad_dim = 5 parameters per sample, got 6"
+    ):
         trak_ext.Projector(5, 4).project(torch.randn(2, 6))
