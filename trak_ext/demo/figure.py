@@ -122,12 +122,12 @@ def plot_attributions(
         ImportError: matplotlib is not installed.
         ValueError: shapes that do not fit, no test image, or an index outside the n images.
     """
+    if len(test_images) == 0:
+        raise ValueError("test_images: expected at least one image, got none")
     _check_images("test_images", test_images, {"test_labels": test_labels})
     _check_images("train_images", train_images, {"train_labels": train_labels})
     if test_predictions is not None:
         _check_images("test_images", test_images, {"test_predictions": test_predictions})
-    if len(test_images) == 0:
-        raise ValueError("test_images: expected at least one image, got none")
     for name, ranked in (("proponents", proponents), ("opponents", opponents)):
         _check_ranked(name, ranked, len(test_images), len(train_images))
     require_matplotlib()
