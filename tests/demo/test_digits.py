@@ -199,7 +199,7 @@ X, Y, S = torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64), torch.tensor([[
         ((X, Y, S.bool(), [0, 1]), "subsets: expected an integer dtype, got .*bool"),
         ((X, Y, S + 1, [0, 1]), r"subsets: expected indices in 0\.\.3, got 1\.\.4"),
         ((X, Y, S, [0]), r"seeds: expected .* one per row of subsets \(2\), got 1"),
-        ((X, Y, S[:0], []), r"seeds: expected at least one .*got 0"),
+        ((X, Y, S[:0], []), r"seeds: expected at least one, .*got 0"),
     ],
 )
 def test_training_refuses_what_does_not_fit(arguments, message):

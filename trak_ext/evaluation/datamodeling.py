@@ -49,12 +49,7 @@ class LDSDifference(NamedTuple):
 
 
 def lds(
-    scores: Tensor,
-    masks: Tensor,
-    outputs: Tensor,
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    scores: Tensor, masks: Tensor, outputs: Tensor, *, num_resamples: int = 1000, seed: int = 0
 ) -> LDS:
     """Measure attribution scores against models retrained on subsets of the training set.
 
