@@ -22,15 +22,13 @@ from .. import evaluation, report
 from ..attribution.attributor import Attributor
 from ..baselines import GradientProduct
 from ..kernels.runtime import build_info
-from ..kernels.score_pass import TopK
 from . import digits, figure
 
 TASK = "image_classification"
 NUM_CHECKPOINTS = 10
-NUM_SUBSETS = 50
-MODELS_A_SUBSET = 5
+NUM_SUBSETS, MODELS_A_SUBSET = 50, 5
 SHOWN = 5  # proponents and opponents of each image in the picture and the report
-IN_PICTURE, IN_REPORT = 7, 40  # images
+IN_REPORT = 40  # images
 # Methods by their name in results.json: what people call them, and of how many checkpoints.
 METHODS = {
     "trak_m1": ("TRAK", 1),
@@ -39,28 +37,6 @@ METHODS = {
     "grad_dot": ("gradient product", NUM_CHECKPOINTS),
     "random": ("random", None),
 }
-
-
-class Steps:
-    """Says what is being done, and how long it took."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._quiet = quiet
-
-    @contextmanager
-    def step(self, name: str, text: str) -> Iterator[None]:
-        """Time the block, as `name`."""
-        self.say(f"{text} ...")
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - begin, 3)
-        self.say(f"  {self.seconds[name]:.1f} s")
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        if not self._quiet:
-            print(text, flush=True)
 
 
 def run(
@@ -84,25 +60,35 @@ def run(
     Attributor(digits.make_model(), TASK, **choice)
     split = digits.load_digits_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    num_train = len(split.train_labels)
-    masks = digits.subset_masks(NUM_SUBSETS, num_train, seed=seed)
-    steps = Steps(quiet=not progress)
-    steps.say("Which training digits made a network say this? Half a minute on two cores.\n")
+    num_train, num_test = len(split.train_labels), len(split.test_labels)
+    seconds: dict[str, float] = {}
+
+    def say(text: str) -> None:
+        if progress:
+            print(text, flush=True)
+
+    @contextmanager
+    def step(name: str, text: str) -> Iterator[None]:
+        """Say what the block does and how long it took."""
+        say(f"{text} ...")
+        begin = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - begin, 3)
+        say(f"  {seconds[name]:.1f} s")
 
     def train(subsets: Tensor, first_seed: int) -> dict[str, Tensor]:
         seeds = [seed * 10_000 + first_seed + i for i in range(len(subsets))]
         data = (split.train_inputs, split.train_labels)
         return digits.train_models(*data, subsets, seeds, progress=progress)
 
+    say("Which training digits made a network say this? Half a minute on two cores.\n")
     text = f"Train a small network on {num_train:,} digits, {NUM_CHECKPOINTS} times"
-    with steps.step("train_checkpoints", text):
+    with step("train_checkpoints", text):
         everything = torch.arange(num_train, device="cpu").expand(NUM_CHECKPOINTS, -1)
         states = digits.unstack_states(train(everything, 0))
-    text = (
-        f"Train {NUM_SUBSETS * MODELS_A_SUBSET} networks on {NUM_SUBSETS} random halves of the "
-        "digits: what leaving digits out really does"
-    )
-    with steps.step("train_subsets", text):
+    text = f"Train {NUM_SUBSETS * MODELS_A_SUBSET} on {NUM_SUBSETS} random halves of the digits"
+    with step("train_subsets", f"{text}: what leaving digits out really does"):
+        masks = digits.subset_masks(NUM_SUBSETS, num_train, seed=seed)
         members = masks.nonzero()[:, 1].view(NUM_SUBSETS, -1)
         subset_states = train(members.repeat_interleave(MODELS_A_SUBSET, 0), 1_000)
         outputs = digits.model_outputs(subset_states, split.test_inputs, split.test_labels)
@@ -113,12 +99,11 @@ def run(
     scores: dict[str, Tensor] = {}
     for name, checkpoints in (("trak_m1", states[:1]), ("trak_m10", states)):
         attributor = Attributor(digits.make_model(), TASK, checkpoints=checkpoints, **choice)
-        of = _method(name)
-        with steps.step(f"fit_{name}", f"{of}: features of the training digits"):
+        with step(f"fit_{name}", f"{_method(name)}: features of the training digits"):
             attributor.fit(train_loader)
-        with steps.step(f"attribute_{name}", f"{of}: scores for {len(split.test_labels)} others"):
+        with step(f"attribute_{name}", f"{_method(name)}: scores for {num_test} other digits"):
             scores[name] = attributor.attribute(test_loader)
-    with steps.step("baselines", "Gradient product and random scores, to compare with"):
+    with step("baselines", "Gradient product and random scores, to compare with"):
         for name, checkpoints in (("grad_dot_m1", states[:1]), ("grad_dot", states)):
             baseline = GradientProduct(
                 digits.make_model(), TASK, checkpoints=checkpoints, progress=progress
@@ -126,32 +111,14 @@ def run(
             baseline.fit(train_loader)
             scores[name] = baseline.attribute(test_loader)
         generator = torch.Generator("cpu").manual_seed(seed)
-        shape = scores["grad_dot"].shape
-        scores["random"] = torch.randn(shape, generator=generator, device="cpu")
-    with steps.step("evaluate", "Compare scores with what retraining did"):
+        scores["random"] = torch.randn((num_train, num_test), generator=generator, device="cpu")
+    with step("evaluate", "Compare scores with what retraining did"):
         lds = {name: evaluation.lds(scores[name], masks, outputs) for name in METHODS}
-
-    with steps.step("figure", "Draw the picture and write the report"):
+    with step("figure", "Draw the picture and write the report"):
         logits = torch.func.functional_call(digits.make_model(), states[0], (split.test_inputs,))
         predictions = logits.argmax(1)
-        shown = figure.choose_targets(split.test_labels, predictions, IN_REPORT)
-        shown_loader = _loader(split.test_inputs[shown], split.test_labels[shown])
-        proponents = attributor.attribute(shown_loader, top_k=SHOWN)
-        opponents = attributor.attribute(shown_loader, top_k=SHOWN, largest=False)
-        pictured = shown[:IN_PICTURE]
-        figure.plot_attributions(
-            out / "attributions.png",
-            split.images(split.test_inputs[pictured]),
-            split.test_labels[pictured],
-            split.images(split.train_inputs),
-            split.train_labels,
-            TopK(*(part[:IN_PICTURE] for part in proponents)),
-            TopK(*(part[:IN_PICTURE] for part in opponents)),
-            test_predictions=predictions[pictured],
-        )
-        attributions = attributions_to_show(
-            split, shown, predictions, proponents, opponents, lds, attributor
-        )
+        attributions = attributions_to_show(split, predictions, lds, attributor)
+        figure.plot_attributions(out / "attributions.png", attributions)
         report.save_bundle(out / "bundle", attributions)
         report.write_report(out / "report.html", attributions)
 
@@ -161,14 +128,14 @@ def run(
             name: {"targets": value.interval_targets, "subsets": value.interval_subsets}
             for name, value in lds.items()
         },
-        "seconds": steps.seconds,
+        "seconds": seconds,
         "settings": {
             "seed": seed,
             "kind": kind,
             "nnz": nnz,
             **{name: attributor.settings[name] for name in ("proj_dim", "damping", "curvature")},
             "num_train": num_train,
-            "num_targets": len(split.test_labels),
+            "num_targets": num_test,
             "subsets": NUM_SUBSETS,
             "models_a_subset": MODELS_A_SUBSET,
             "test_accuracy": float((predictions == split.test_labels).float().mean()),
@@ -181,36 +148,27 @@ def run(
     return results
 
 
-def _loader(inputs: Tensor, labels: Tensor) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(inputs, labels), batch_size=256)
-
-
 def attributions_to_show(
     split: digits.DigitsSplit,
-    shown: Tensor,
     predictions: Tensor,
-    proponents: TopK,
-    opponents: TopK,
     lds: dict[str, evaluation.LDS],
     attributor: Attributor,
 ) -> report.Attributions:
-    """Return what the report shows of the test digits `shown` (indices)."""
+    """Return what the picture and the report show: some test digits, the wrong ones first."""
+    shown = figure.choose_targets(split.test_labels, predictions, IN_REPORT)
+    loader = _loader(split.test_inputs[shown], split.test_labels[shown])
     train_images, test_images = (  # dark ink on white
         1 - split.images(inputs) for inputs in (split.train_inputs, split.test_inputs)
     )
-    targets = [
-        report.Item(
-            test_images[i],
-            label=int(split.test_labels[i]),
-            prediction=int(predictions[i]),
-            id=f"Test digit {i}",
-        )
-        for i in shown.tolist()
-    ]
+
+    def target(i: int) -> report.Item:
+        label, prediction = int(split.test_labels[i]), int(predictions[i])
+        return report.Item(test_images[i], None, label, prediction, id=f"Test digit {i}")
+
     return report.Attributions(
-        targets,
-        proponents,
-        opponents,
+        [target(i) for i in shown.tolist()],
+        attributor.attribute(loader, top_k=SHOWN),
+        attributor.attribute(loader, top_k=SHOWN, largest=False),
         lambda i: report.Item(train_images[i], label=int(split.train_labels[i])),
         num_train=len(split.train_labels),
         note="Handwritten digits of 8 × 8 pixels from scikit-learn, and a network with one hidden "
@@ -221,13 +179,6 @@ def attributions_to_show(
         damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
-
-
-def _method(name: str) -> str:
-    title, checkpoints = METHODS[name]
-    if checkpoints is None:
-        return title
-    return f"{title}, {checkpoints} checkpoint{'s' if checkpoints > 1 else ''}"
 
 
 def table(lds: dict[str, evaluation.LDS]) -> str:
@@ -245,3 +196,14 @@ def table(lds: dict[str, evaluation.LDS]) -> str:
         )
         lines.append(f"{shown:<18}{checkpoints or '-':>3}  {value.mean:6.3f}{spans}")
     return "\n".join(lines)
+
+
+def _method(name: str) -> str:
+    title, checkpoints = METHODS[name]
+    if checkpoints is None:
+        return title
+    return f"{title}, {checkpoints} checkpoint{'s' if checkpoints > 1 else ''}"
+
+
+def _loader(inputs: Tensor, labels: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(inputs, labels), batch_size=256)
