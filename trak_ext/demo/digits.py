@@ -1,11 +1,8 @@
 """The offline experiment: scikit-learn digits, a small MLP, and subset models trained side by side.
 
-It exists so that attribution quality can be measured anywhere in seconds, without a download: the
-images come inside scikit-learn, and `train_models` trains hundreds of networks at once by stacking
-their parameters along a leading axis and mapping one training step over it (`torch.func.vmap`).
-
-Nothing here is needed for attribution itself; scikit-learn is imported where used and comes with
-``pip install trak-ext[demo]``.
+Attribution quality can so be measured anywhere in seconds, without a download: the images come
+inside scikit-learn (``pip install trak-ext[demo]``), and `train_models` trains hundreds of networks
+at once by mapping one training step over their stacked parameters (`torch.func.vmap`).
 """
 
 from __future__ import annotations
@@ -21,16 +18,6 @@ from tqdm import tqdm
 
 from .. import _check
 from ..tasks import classification_output
-
-__all__ = [
-    "DigitsSplit",
-    "load_digits_split",
-    "make_model",
-    "model_outputs",
-    "subset_masks",
-    "train_models",
-    "unstack_states",
-]
 
 IMAGE_SIDE = 8  # pixels
 MAX_INTENSITY = 16.0  # the data set's pixels are counts 0..16
@@ -53,17 +40,12 @@ class DigitsSplit(NamedTuple):
 def load_digits_split(num_train: int = 1200, num_test: int = 300, *, seed: int = 0) -> DigitsSplit:
     """Draw disjoint training and test sets from scikit-learn's 1,797 digits.
 
-    Args:
-        num_train: training samples n, at least 1.
-        num_test: held-out samples t, at least 0; n + t is at most 1,797.
-        seed: of the shuffle that makes the split; the same seed gives the same split.
-
-    Returns:
-        A `DigitsSplit`; pixels are divided by 16 and centred by the training set's mean.
+    Pixels are divided by 16 and centred by the training set's mean. The same seed gives the same
+    split.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: more samples are asked for than there are.
+        ValueError: num_train below 1, num_test below 0, or more samples than there are.
     """
     try:
         from sklearn.datasets import load_digits
@@ -93,26 +75,18 @@ def make_model() -> nn.Module:
 def subset_masks(num_subsets: int, num_train: int, *, alpha: float = 0.5, seed: int = 0) -> Tensor:
     """Draw random training subsets of equal size.
 
-    Args:
-        num_subsets: m, at least 0.
-        num_train: n, at least 0.
-        alpha: share of the training set in each subset, in [0, 1]; the size is round(alpha · n).
-        seed: of the draw.
-
     Returns:
-        Masks [m, n], bool, each row with exactly round(alpha · n) ones.
+        Masks [num_subsets, num_train], bool, each row with exactly round(alpha · num_train) ones.
         `masks.nonzero()[:, 1].view(m, -1)` are the index lists that `train_models` takes.
 
     Raises:
         ValueError: a negative count, or alpha outside [0, 1].
     """
-    size = (
-        _check.integer("num_subsets", num_subsets, 0),
-        _check.integer("num_train", num_train, 0),
-    )
+    num_subsets = _check.integer("num_subsets", num_subsets, 0)
+    num_train = _check.integer("num_train", num_train, 0)
     alpha = _check.share("alpha", alpha)
     generator = _generator(seed)
-    masks = torch.zeros(size, dtype=torch.bool, device="cpu")
+    masks = torch.zeros((num_subsets, num_train), dtype=torch.bool, device="cpu")
     for row in masks:
         order = torch.randperm(num_train, generator=generator, device="cpu")
         row[order[: round(alpha * num_train)]] = True
@@ -150,14 +124,10 @@ def train_models(
             the models stay as initialised.
         seeds: one per model.
         model_factory: makes an untrained model from torch's global generator (whose state is kept).
-        epochs: passes over the subset.
-        batch_size: samples per step; an epoch's last batch holds what is left.
-        lr: peak learning rate.
-        momentum: of the velocity v.
-        weight_decay: coefficient of the added θ.
+        epochs, batch_size, lr, momentum, weight_decay: the recipe; an epoch's last batch holds what
+            is left.
         models_at_once: models stepped together; bounds memory and keeps their state in cache.
-        progress: show a bar of models · epochs with tqdm.
-        description: the bar's label.
+        progress, description: whether to show a bar of models · epochs, and its label.
 
     Returns:
         Stacked parameters: name → [num_models, *shape], detached. `unstack_states` splits them.
@@ -234,20 +204,13 @@ def model_outputs(
 ) -> Tensor:
     """The classification output f = log(p_y / (1 − p_y)) of every model on every sample.
 
-    See `trak_ext.tasks.classification_output`.
-
     Args:
-        states: stacked parameters, name → [num_models, *shape], as `train_models` returns them.
-        inputs: [t, d].
-        labels: [t], int64.
+        states: as `train_models` returns them.
+        inputs, labels: [t, d] and [t].
         model_factory: makes a model of the states' architecture.
 
     Returns:
         Outputs [num_models, t] in the parameters' dtype.
-
-    Raises:
-        TypeError, ValueError: inputs and labels that do not fit each other, or states of unequal
-            lengths.
     """
     labels = _checked_labels(inputs, labels)
     _num_models(states)
