@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,25 @@ def test_unknown_commands_are_refused():
     with pytest.raises(SystemExit) as stop:
         cli.main(["attribute"])
     assert stop.value.code == 2
+
+
+OPTIONS = {
+    "demo": {"--out", "--seed", "--kind", "--nnz", "--quiet"},
+    "info": {"--json"},
+    "report": {"--out"},
+    "selftest": {"--device", "--json"},
+}
+
+
+@pytest.mark.parametrize("command", [None, *OPTIONS])
+def test_help_names_every_command_and_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*([command] if command else []), "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    expected = OPTIONS[command] if command else set(OPTIONS)
+    found = set(re.findall(r"^ +(--\w+|-h, --help|[a-z]+)(?=\s)", printed, re.MULTILINE))
+    assert expected <= found
+    if command:
+        assert {word for word in found if word.startswith("--")} == expected
+        assert printed.index("\n\n") < printed.index("options:")  # a description comes first

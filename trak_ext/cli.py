@@ -12,37 +12,81 @@ from .kernels.operators import KINDS
 from .kernels.runtime import build_info
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status (0, or 1 with one sentence on stderr)."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="trak-ext", description="Which training examples made the model say this?"
+        prog="trak-ext",
+        description="Which training examples made the model say this? Attribution itself is a "
+        "Python library, trak_ext.Attributor; these commands show what it does, and check it.",
+        epilog="trak-ext COMMAND --help says what a command takes.",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="print versions, CPU level, CUDA build and devices")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    demo = commands.add_parser(
-        "demo", help="train on digits, attribute, compare with retraining, draw a picture"
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands"
     )
-    demo.add_argument("--out", type=Path, required=True, help="folder for the results")
+
+    def add(name: str, summary: str, details: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=details)
+
+    demo = add(
+        "demo",
+        "attribute handwritten digits and compare with retraining (half a minute)",
+        "Train small networks on scikit-learn's handwritten digits, find the training digits "
+        "behind their predictions, and compare with what retraining really does. Writes "
+        "attributions.png (a picture), report.html, bundle/ (what the report is made of) and "
+        "results.json. Needs no download; `pip install trak-ext[demo]` brings what it imports.",
+    )
+    demo.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder to write into"
+    )
     demo.add_argument("--seed", type=_seed, default=1, help="of everything random (default: 1)")
     demo.add_argument(
-        "--kind", choices=KINDS, default="rademacher", help="of projection (default: rademacher)"
+        "--kind",
+        choices=KINDS,
+        default="rademacher",
+        help="entries of the random projection matrix (default: rademacher)",
     )
-    demo.add_argument("--nnz", type=int, default=1, help="of kind sjlt (default: 1)")
-    demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    report = commands.add_parser(
-        "report", help="make one HTML file of what trak_ext.report.save_bundle wrote"
+    demo.add_argument(
+        "--nnz",
+        type=int,
+        default=1,
+        help="columns of that matrix that each parameter meets, for --kind sjlt (default: 1)",
     )
-    report.add_argument("bundle", type=Path, help="the folder that was written")
+    demo.add_argument("--quiet", action="store_true", help="print the results alone")
+    report = add(
+        "report",
+        "make an HTML page of attributions that were saved",
+        "Make one HTML file, which needs nothing else, of attributions that "
+        "trak_ext.report.save_bundle wrote: without the model and without the data.",
+    )
     report.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="file (default: report.html)"
+        "bundle", type=Path, metavar="FOLDER", help="the folder that save_bundle wrote"
     )
-    selftest = commands.add_parser(
-        "selftest", help="let every kernel solve problems with known answers (exit status 0 or 1)"
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="file to write (default: report.html)",
+    )
+    info = add(
+        "info",
+        "print versions and what this machine and build can do",
+        "Print versions, the CPU instructions in use, whether the build has CUDA, and the devices.",
+    )
+    selftest = add(
+        "selftest",
+        "check every kernel on this machine against known answers",
+        "Let every CPU and CUDA kernel solve problems with known answers. The exit status is 0 "
+        "where all agree, else 1.",
     )
     selftest.add_argument("--device", help="cpu, or a CUDA device (default: the CPU and all GPUs)")
-    selftest.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
+    for command in (info, selftest):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status (0, or 1 with one sentence on stderr)."""
+    options = _parser().parse_args(arguments)
     try:
         if options.command == "info":
             print_info(options.json)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import _check
+
 COVERAGE = 0.95  # of all intervals
 BLOCK_ELEMENTS = 1 << 17  # fp64 numbers in an array of the bootstrap: 1 MiB, which stays in cache
 
@@ -19,7 +21,6 @@ def mean_with_intervals(
     values: tuple[Tensor, ...],
     defined: Tensor,
     undefined: str,
-    *,
     bound: float,
     num_resamples: int,
     seed: int,
@@ -36,7 +37,9 @@ def mean_with_intervals(
             of the rest, and counted in a warning.
         undefined: That warning's text, what is constant for such targets.
         bound: The largest absolute value of the statistic, which the intervals are cut to.
+        num_resamples, seed: Of both bootstraps.
     """
+    num_resamples = _check.integer("num_resamples", num_resamples, 1)
     num_undefined = int((~defined).sum())
     if num_undefined:
         # At the caller of the measure.

@@ -49,12 +49,7 @@ class LDSDifference(NamedTuple):
 
 
 def lds(
-    scores: Tensor,
-    masks: Tensor,
-    outputs: Tensor,
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    scores: Tensor, masks: Tensor, outputs: Tensor, *, num_resamples: int = 1000, seed: int = 0
 ) -> LDS:
     """Measure attribution scores against models retrained on subsets of the training set.
 
@@ -89,19 +84,13 @@ def lds(
     """
     check_scores("scores", scores)
     truth = _checked_truth("scores", scores, masks, outputs)
-    num_resamples = _check.integer("num_resamples", num_resamples, 1)
     predictions, constant = predict(scores, masks)
-    return LDS(
-        *mean_with_intervals(
-            weighted_spearman,
-            (predictions, truth),
-            ~constant & varies(truth),
-            "lds" + _UNDEFINED,
-            bound=1.0,
-            num_resamples=num_resamples,
-            seed=seed,
-        )
+    values, defined = (predictions, truth), ~constant & varies(truth)
+    undefined = "lds" + _UNDEFINED
+    found = mean_with_intervals(
+        weighted_spearman, values, defined, undefined, 1.0, num_resamples, seed
     )
+    return LDS(*found)
 
 
 def lds_difference(
@@ -140,20 +129,15 @@ def lds_difference(
     check_scores("scores_b", scores_b)
     _check.shape_is("scores_b", scores_b, tuple(scores_a.shape), "the shape of scores_a")
     truth = _checked_truth("scores_a", scores_a, masks, outputs)
-    num_resamples = _check.integer("num_resamples", num_resamples, 1)
     predictions_a, constant_a = predict(scores_a, masks)
     predictions_b, constant_b = predict(scores_b, masks)
-    return LDSDifference(
-        *mean_with_intervals(
-            spearman_difference,
-            (predictions_a, predictions_b, truth),
-            ~constant_a & ~constant_b & varies(truth),
-            "lds_difference" + _UNDEFINED,
-            bound=2.0,
-            num_resamples=num_resamples,
-            seed=seed,
-        )
+    values = (predictions_a, predictions_b, truth)
+    defined = ~constant_a & ~constant_b & varies(truth)
+    undefined = "lds_difference" + _UNDEFINED
+    found = mean_with_intervals(
+        spearman_difference, values, defined, undefined, 2.0, num_resamples, seed
     )
+    return LDSDifference(*found)
 
 
 def spearman_difference(a: Tensor, b: Tensor, truth: Tensor, counts: Tensor) -> Tensor:

@@ -63,7 +63,6 @@ def leave_one_out_correlation(
     """
     check_scores("scores", scores)
     _check.tensor("changes", changes, 2)
-    num_resamples = _check.integer("num_resamples", num_resamples, 1)
     chosen = scores.detach()
     if samples is not None:
         chosen = chosen[_checked_samples(samples, len(scores)).to(scores.device)]
@@ -71,18 +70,15 @@ def leave_one_out_correlation(
     if len(changes) < 2:
         raise ValueError(f"changes: expected at least 2 samples (rows), got {len(changes)}")
     predicted, truth = by_target(chosen), by_target(changes)
-    return LeaveOneOut(
-        *mean_with_intervals(
-            weighted_spearman,
-            (predicted, truth),
-            varies(predicted) & varies(truth),
-            "leave_one_out_correlation: {} targets have scores or changes that are constant over "
-            "the samples, so their correlation is undefined and left out",
-            bound=1.0,
-            num_resamples=num_resamples,
-            seed=seed,
-        )
+    undefined = (
+        "leave_one_out_correlation: {} targets have scores or changes that are constant over the "
+        "samples, so their correlation is undefined and left out"
     )
+    values, defined = (predicted, truth), varies(predicted) & varies(truth)
+    found = mean_with_intervals(
+        weighted_spearman, values, defined, undefined, 1.0, num_resamples, seed
+    )
+    return LeaveOneOut(*found)
 
 
 def leave_one_out_changes(
@@ -113,14 +109,14 @@ def leave_one_out_changes(
         TypeError, ValueError: arguments that do not fit, or such a result of retrain.
     """
     num_train = _check.integer("num_train", num_train, 1)
-    models = _Models(retrain, num_train, None, models_at_once)
+    models = _Models(retrain, num_train, None, models_at_once, classes=False)
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds: expected at least one, got none")
     left_out = torch.arange(num_train, device="cpu")
     if samples is not None:
         left_out = _checked_samples(samples, num_train)
-    whole = models(_nothing(seeds), seeds).double()  # [r, t]
+    whole = models.of_everything(seeds).double()  # [r, t]
     total = torch.zeros((len(left_out), whole.shape[1]), dtype=torch.float64, device="cpu")
     for full, seed in zip(whole, seeds, strict=True):
         total += full - models(left_out[:, None], [seed] * len(left_out)).double()
@@ -211,7 +207,7 @@ def counterfactual_brittleness(
     seeds = [seed + i for i in range(num_seeds)]
     # Stable, so that a target's removals are nested and equal scores have an order.
     order = scores.detach().cpu().argsort(dim=0, descending=True, stable=True).T  # [t, n]
-    before = models(_nothing(seeds), seeds)  # [s, t]
+    before = models.of_everything(seeds)  # [s, t]
     generator = torch.Generator("cpu").manual_seed(seed)
     shuffled = torch.stack(
         [torch.randperm(num_train, generator=generator, device="cpu") for _ in seeds]
@@ -246,11 +242,6 @@ def counterfactual_brittleness(
 # --- retraining -----------------------------------------------------------------------------------
 
 
-def _nothing(seeds: list[int]) -> Tensor:
-    """Return the samples to remove for models that are trained on everything: [len(seeds), 0]."""
-    return torch.empty((len(seeds), 0), dtype=torch.int64, device="cpu")
-
-
 class _Models:
     """A user's retraining function, called for a bounded number of models, and its results checked.
 
@@ -261,22 +252,19 @@ class _Models:
     """
 
     def __init__(
-        self,
-        retrain: Retrain,
-        num_train: int,
-        num_targets: int | None,
-        at_once: int,
-        classes: bool = False,
+        self, retrain: Retrain, num_train: int, num_targets: int | None, at_once: int, classes: bool
     ) -> None:
         if not callable(retrain):
-            raise TypeError(
-                f"retrain: expected a function of (masks, seeds), got {_check.describe(retrain)}"
-            )
+            expected = "a function of (masks, seeds)"
+            raise TypeError(f"retrain: expected {expected}, got {_check.describe(retrain)}")
         self._retrain = retrain
-        self._num_train = num_train
-        self._num_targets = num_targets
+        self._num_train, self._num_targets = num_train, num_targets
         self._at_once = _check.integer("models_at_once", at_once, 1)
         self._classes = classes
+
+    def of_everything(self, seeds: list[int]) -> Tensor:
+        """Return what models [len(seeds), t] say that are trained on all samples."""
+        return self(torch.empty((len(seeds), 0), dtype=torch.int64, device="cpu"), seeds)
 
     def __call__(self, removed: Tensor, seeds: list[int]) -> Tensor:
         """Return what models say [c, t] that are trained without the samples removed[i], [c, r]."""
@@ -285,29 +273,21 @@ class _Models:
             without = removed[start : start + self._at_once]
             size = (len(without), self._num_train)
             masks = torch.ones(size, dtype=torch.bool, device="cpu").scatter_(1, without, False)
-            result = self._retrain(masks, seeds[start : start + self._at_once])
-            results.append(self._checked(result, len(masks)).detach().cpu())
-        if not results:
-            return torch.empty((0, self._num_targets or 0), dtype=torch.float64, device="cpu")
-        return torch.cat(results)
+            results.append(
+                self._checked(self._retrain(masks, seeds[start:][: self._at_once]), size)
+            )
+        nothing = torch.empty((0, self._num_targets or 0), dtype=torch.float64, device="cpu")
+        return torch.cat(results) if results else nothing
 
-    def _checked(self, result: Any, count: int) -> Tensor:
-        expected = f"a tensor [{count}, {self._num_targets or 't'}], one row per model"
-        if not isinstance(result, Tensor):
-            raise TypeError(
-                f"retrain: expected it to return {expected}, got {_check.describe(result)}"
-            )
-        if (
-            result.dim() != 2
-            or len(result) != count
-            or result.shape[1] != (self._num_targets or result.shape[1])
-        ):
-            raise ValueError(
-                f"retrain: expected it to return {expected}, got shape {list(result.shape)}"
-            )
+    def _checked(self, result: Any, size: tuple[int, int]) -> Tensor:
+        expected = f"one that returns [{size[0]}, {self._num_targets or 't'}], one row per model"
+        _check.instance("retrain", result, Tensor, expected)
+        width = self._num_targets or (result.shape[1] if result.dim() == 2 else None)
+        if tuple(result.shape) != (size[0], width):
+            raise ValueError(f"retrain: expected {expected}, got {_check.describe(result)}")
         if self._classes and (result.is_floating_point() or result.is_complex()):
             raise TypeError(
                 f"retrain: expected it to return classes of an integer dtype, got {result.dtype}"
             )
-        self._num_targets = result.shape[1]
-        return result
+        self._num_targets = width
+        return result.detach().cpu()

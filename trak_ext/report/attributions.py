@@ -147,9 +147,28 @@ class Attributions:
         self.note = None if note is None else _string("note", note)
         self.fingerprint = None if fingerprint is None else _string("fingerprint", fingerprint)
         self.lds = _summaries(lds)
-        self.target_lds = _target_lds(target_lds, len(self.targets))
+        self.target_lds: list[float] | None = None
+        if target_lds is not None:
+            size = (len(self.targets),)
+            expected = f"{size[0]} correlations in [-1, 1], one per target"
+            found = _numbers(
+                "target_lds",
+                target_lds,
+                expected,
+                lambda x: x.shape == size and not (x.abs() > 1).any(),  # NaN is not defined
+            )
+            self.target_lds = found.tolist()
         self.settings = _settings(settings)
-        self.damping = _damping(damping)
+        # Of each checkpoint's projection blocks; an empty list where it is not told.
+        self.damping: list[list[float]] = []
+        if damping is not None:
+            found = _numbers(
+                "damping",
+                damping,
+                "finite numbers of at least 0 [M] or [M, blocks], as Attributor.damping_ has them",
+                lambda x: x.dim() in (1, 2) and bool((x.isfinite() & (x >= 0)).all()),
+            )
+            self.damping = [row.reshape(-1).tolist() for row in found]
 
     def is_wrong(self, i: int) -> bool:
         """Say whether target i has a label and a prediction that is another one."""
@@ -260,22 +279,15 @@ def _summaries(lds: Any) -> dict[str, LDSSummary]:
     return found
 
 
-def _target_lds(values: Any, num_targets: int) -> list[float] | None:
-    if values is None:
-        return None
+def _numbers(name: str, values: Any, expected: str, fits: Callable[[Tensor], bool]) -> Tensor:
+    """Return values as fp64; refuse what are no numbers or do not fit."""
     try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"target_lds: expected {num_targets} numbers, one per target, got {values!r}"
-        ) from None
-    if len(numbers) != num_targets or any(abs(value) > 1 for value in numbers):
-        raise ValueError(
-            f"target_lds: expected {num_targets} correlations in [-1, 1], one per target, got "
-            f"{len(numbers)} numbers"
-            + (f", the largest {max(map(abs, numbers)):.4g}" if numbers else "")
-        )
-    return numbers
+        found = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or not fits(found):
+        raise ValueError(f"{name}: expected {expected}, got {_check.describe(values)}")
+    return found
 
 
 def _settings(settings: Any) -> dict[str, Any]:
@@ -286,19 +298,3 @@ def _settings(settings: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TypeError(f"settings: expected a mapping, got {_check.describe(settings)}")
     return found
-
-
-def _damping(damping: Any) -> list[list[float]]:
-    """Return the damping of each checkpoint's projection blocks; an empty list for None."""
-    if damping is None:
-        return []
-    try:
-        found = torch.as_tensor(damping, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None or found.dim() not in (1, 2) or not (found.isfinite() & (found >= 0)).all():
-        raise ValueError(
-            "damping: expected finite numbers of at least 0 [M] or [M, blocks], as "
-            f"Attributor.damping_ has them, got {_check.describe(damping)}"
-        )
-    return [row.tolist() for row in found.reshape(len(found), -1 if found.numel() else 0)]

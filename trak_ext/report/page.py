@@ -55,13 +55,10 @@ def render(attributions: Attributions) -> str:
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     )
-    scores = (attributions.proponents.values, attributions.opponents.values)
-    largest = max((float(v.abs().max()) for v in scores if v.numel()), default=0.0)
-    centred = bool((scores[0] < 0).any() or (scores[1] > 0).any())
     labels = sorted({label_text(item.label) for item in attributions.targets} - {""})
     page = _TEMPLATES.get_template("page.html").render(
         report=attributions,
-        scale=Scale.of(largest, centred),
+        scale=number_scale(attributions),
         labels=labels if len(labels) <= MOST_LABELS else [],
         wrong=[attributions.is_wrong(i) for i in range(len(attributions.targets))],
         policy=policy,
@@ -108,6 +105,13 @@ class Scale(NamedTuple):
         start = zero if score >= 0 else zero - length
         colour = "proponent" if score >= 0 else "opponent"
         return {"zero": zero, "x": f"{start:g}", "width": f"{length:g}", "colour": colour}
+
+
+def number_scale(attributions: Attributions) -> Scale:
+    """Return the scale that fits every score shown."""
+    proponents, opponents = attributions.proponents.values, attributions.opponents.values
+    largest = max((float(v.abs().max()) for v in (proponents, opponents) if v.numel()), default=0.0)
+    return Scale.of(largest, centred=bool((proponents < 0).any() or (opponents > 0).any()))
 
 
 class Ranked(NamedTuple):
