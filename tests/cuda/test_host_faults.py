@@ -240,6 +240,7 @@ def runner(tmp_path_factory):
     return build_runner(tmp_path_factory.mktemp("runner"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "fault"), CASES)
 def test_planted_faults_are_caught(path, fault, tmp_path, runner):
     sources = tmp_path / "csrc"

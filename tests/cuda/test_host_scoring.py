@@ -536,6 +536,7 @@ WARPGROUP_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*WARPGROUP_FAULTS, None])
 def test_planted_faults_of_the_warpgroups_kernel_are_caught(fault, tmp_path, runner):
     sources = tmp_path / "csrc"
@@ -656,6 +657,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, tmp_path, runner):
     name, before, after, message = FAULTS[fault]

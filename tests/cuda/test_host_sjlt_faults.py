@@ -108,6 +108,7 @@ def all_is_well(library: SjltHostLibrary) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, *FAULTS])
 def test_a_planted_fault_is_found(name, tmp_path, runner):
     sources = tmp_path / "csrc"

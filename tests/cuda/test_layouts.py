@@ -297,6 +297,7 @@ def build_faulty(folder, path: str, changes: list[tuple[str, str, str]]) -> Host
 PRECISION_AND_ROWS = {"mma": ("high", 8), "warpgroup": ("warpgroup high", 33)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", KERNEL_FAULTS)
 def test_faults_of_kernels_are_caught(fault, tmp_path):
     path, changes, message = KERNEL_FAULTS[fault]
@@ -306,6 +307,7 @@ def test_faults_of_kernels_are_caught(fault, tmp_path):
         check_projection(faulty, rows, precision, kind="rademacher")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SHARED_FAULTS)
 def test_faults_that_kernels_and_runner_share_are_caught(fault, tmp_path):
     path, changes, message = SHARED_FAULTS[fault]
