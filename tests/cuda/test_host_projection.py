@@ -24,8 +24,8 @@ TOLERANCE |= {f"warpgroup {name}": value for name, value in TOLERANCE.items()}
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> HostLibrary:
-    return HostLibrary(tmp_path_factory.mktemp("cuda_host"))
+def library() -> HostLibrary:
+    return HostLibrary()
 
 
 def matrix(num_params: int, proj_dim: int, **law) -> torch.Tensor:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from cuda_host.library import SOURCES, build_runner
+from cuda_host.builds import SOURCES, build_runner
 from cuda_host.sjlt_library import SjltHostLibrary
 from trak_ext import reference
 
@@ -80,8 +80,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> list[str]:
-    return build_runner(tmp_path_factory.mktemp("runner"))
+def runner() -> list[str]:
+    return build_runner()
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_host.library import HOST, SOURCES, HostLibrary, build_runner
+from cuda_host.builds import HOST, SOURCES, build_runner
+from cuda_host.library import HostLibrary
 from cuda_host.scoring_library import ScoringLibrary
 from cuda_host.witness import Instruction, watch
 from sass import layouts
@@ -90,8 +91,8 @@ def check_projection(library, rows, precision, dtype=torch.float32, proj_dim=20,
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> HostLibrary:
-    return HostLibrary(tmp_path_factory.mktemp("cuda_host"))
+def library() -> HostLibrary:
+    return HostLibrary()
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "normal"])
@@ -145,8 +146,8 @@ def check_scoring(library, num_train, targets, proj_dim, dtype, precision) -> No
 
 
 @pytest.fixture(scope="module")
-def scoring(tmp_path_factory) -> ScoringLibrary:
-    return ScoringLibrary(tmp_path_factory.mktemp("cuda_host_scoring"))
+def scoring() -> ScoringLibrary:
+    return ScoringLibrary()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
