@@ -12,7 +12,8 @@ import shutil
 import pytest
 import torch
 
-from cuda_host.library import SOURCES, WARPGROUP, build_runner
+from cuda_host.builds import SOURCES, build_runner
+from cuda_host.library import WARPGROUP
 from cuda_host.scoring_library import MMA as MMA_PATH
 from cuda_host.scoring_library import ScoringLibrary
 from trak_ext import _C
@@ -32,8 +33,8 @@ TOLERANCE |= {WARPGROUP + precision: TOLERANCE[precision] for precision in MMA}
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> ScoringLibrary:
-    return ScoringLibrary(tmp_path_factory.mktemp("cuda_host"))
+def library() -> ScoringLibrary:
+    return ScoringLibrary()
 
 
 def make(checkpoints, rows, targets, proj_dim, dtype=torch.float32, scaled=True):
@@ -377,8 +378,8 @@ def test_top_k_above_the_kernels_is_merged_from_blocks(on_host, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    return build_runner(tmp_path_factory.mktemp("runner"))
+def runner():
+    return build_runner()
 
 
 # Faults planted in copies of the source, and what must be said of them; "" for a wrong result.
@@ -536,6 +537,7 @@ WARPGROUP_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*WARPGROUP_FAULTS, None])
 def test_planted_faults_of_the_warpgroups_kernel_are_caught(fault, tmp_path, runner):
     sources = tmp_path / "csrc"
@@ -656,6 +658,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, tmp_path, runner):
     name, before, after, message = FAULTS[fault]

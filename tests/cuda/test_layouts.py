@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_host.library import HOST, SOURCES, HostLibrary, build_runner
+from cuda_host.builds import HOST, SOURCES, build_runner
+from cuda_host.library import HostLibrary
 from cuda_host.scoring_library import ScoringLibrary
 from cuda_host.witness import Instruction, watch
 from sass import layouts
@@ -90,8 +91,8 @@ def check_projection(library, rows, precision, dtype=torch.float32, proj_dim=20,
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> HostLibrary:
-    return HostLibrary(tmp_path_factory.mktemp("cuda_host"))
+def library() -> HostLibrary:
+    return HostLibrary()
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "normal"])
@@ -145,8 +146,8 @@ def check_scoring(library, num_train, targets, proj_dim, dtype, precision) -> No
 
 
 @pytest.fixture(scope="module")
-def scoring(tmp_path_factory) -> ScoringLibrary:
-    return ScoringLibrary(tmp_path_factory.mktemp("cuda_host_scoring"))
+def scoring() -> ScoringLibrary:
+    return ScoringLibrary()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -297,6 +298,7 @@ def build_faulty(folder, path: str, changes: list[tuple[str, str, str]]) -> Host
 PRECISION_AND_ROWS = {"mma": ("high", 8), "warpgroup": ("warpgroup high", 33)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", KERNEL_FAULTS)
 def test_faults_of_kernels_are_caught(fault, tmp_path):
     path, changes, message = KERNEL_FAULTS[fault]
@@ -306,6 +308,7 @@ def test_faults_of_kernels_are_caught(fault, tmp_path):
         check_projection(faulty, rows, precision, kind="rademacher")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SHARED_FAULTS)
 def test_faults_that_kernels_and_runner_share_are_caught(fault, tmp_path):
     path, changes, message = SHARED_FAULTS[fault]

@@ -65,8 +65,8 @@ ABSENT = {
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory) -> HostNative:
-    return HostNative(tmp_path_factory.mktemp("cuda_host"))
+def native() -> HostNative:
+    return HostNative()
 
 
 @pytest.fixture
