@@ -19,21 +19,22 @@ lock := $(if $(shell command -v flock),flock build/lock)
 
 demo: .venv/built-$(cuda)
 	@echo "== Demonstration: about 20 seconds on two cores; results go to demo_out"
-	.venv/bin/trak-ext demo --out demo_out
+	@.venv/bin/trak-ext demo --out demo_out
 
 test: .venv/built-$(cuda) .venv/extra-test
 	@echo "== All tests, on $(WORKERS) workers: about half an hour on two cores"
-	.venv/bin/pytest -n $(WORKERS)
+	@.venv/bin/pytest -n $(WORKERS)
 
 docs: .venv/built-$(cuda) .venv/extra-docs
 	@echo "== Documentation: about 10 seconds; pages go to build/site"
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 lint: .venv/built-$(cuda) .venv/extra-lint
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	git ls-files '*.h' '*.cpp' '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
-	.venv/bin/mypy
+	@echo "== ruff, clang-format, mypy: half a minute"
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@git ls-files '*.h' '*.cpp' '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
+	@.venv/bin/mypy
 
 clean:
 	rm -rf build .venv demo_out
@@ -41,15 +42,15 @@ clean:
 .venv/torch:
 	@echo "== .venv with $(TORCH): a minute, or as long as the download takes"
 	@mkdir -p build
-	$(lock) $(PYTHON) -m venv .venv
-	$(lock) $(pip) install "$(TORCH)"
+	@$(lock) $(PYTHON) -m venv .venv
+	@$(lock) $(pip) install "$(TORCH)"
 	@touch $@
 
 .venv/built-$(cuda): .venv/torch $(sources)
 	@echo "== Building trak_ext, TRAK_EXT_CUDA=$(cuda) since $(why):" \
 	  "$(if $(filter OFF,$(cuda)),no CUDA kernels; half a minute,CUDA kernels take many minutes)"
 	@mkdir -p build && rm -f .venv/built-*
-	$(lock) $(pip) install ".[demo]" --config-settings=build-dir=build/make-$(cuda) \
+	@$(lock) $(pip) install ".[demo]" --config-settings=build-dir=build/make-$(cuda) \
 	  --config-settings=cmake.define.TRAK_EXT_CUDA=$(cuda)
 	@touch $@
 
@@ -57,5 +58,5 @@ clean:
 .venv/extra-%: pyproject.toml | .venv/built-$(cuda)
 	@echo "== Packages of the extra '$*'"
 	@mkdir -p build
-	$(lock) $(pip) install "trak-ext[$*]"
+	@$(lock) $(pip) install "trak-ext[$*]"
 	@touch $@

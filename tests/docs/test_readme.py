@@ -64,9 +64,7 @@ def test_the_version_has_one_source():
     )
     assert stated is not None
     assert stated[1] == trak_ext.__version__ == _C.__version__
-    assert f"## {stated[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace(
-        "[", ""
-    ).replace("]", "")
+    assert f"## [{stated[1]}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_commands_of_the_readme_are_targets():
