@@ -85,8 +85,8 @@ def top_k(
     Args:
         k: 0 to n.
         largest: Whether to look for proponents (the largest scores) or opponents (the smallest).
-        train_features, target_features, weights, damping, ridge, curvature, leverage, kernel,
-            precision: As in `score`.
+
+    All other arguments are as in `score`.
 
     Returns:
         TopK(values [t, k], indices [t, k]), best first, ties by lower index.
