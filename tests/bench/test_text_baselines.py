@@ -55,7 +55,7 @@ def test_short_run(bench, tmp_path, capsys):
 
 
 def test_committed_results_hold_the_gate():
-    # Measured by the bench itself; here only that what is committed says what docs/accuracy.md says.
+    # Measured by the bench itself; here only that what is committed says what the page says.
     path = BENCH / "results" / "text_baselines.json"
     if not path.exists():
         pytest.skip("bench/results is not part of this copy")
