@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -71,3 +73,36 @@ def test_commands_of_the_readme_are_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"`make (\w+)", TEXT)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize(
+    ("gpu", "arguments", "expected"),
+    [
+        (False, [], "OFF"),
+        (False, ["CUDA=1"], "ON"),
+        (True, [], "AUTO"),
+        (True, ["CUDA=0"], "OFF"),
+    ],
+)
+def test_make_builds_cuda_where_a_gpu_is_seen(gpu, arguments, expected, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "CMakeLists.txt"):
+        (tmp_path / name).touch()
+    for name in ("csrc", "trak_ext", "bin"):
+        (tmp_path / name).mkdir()
+    command = tmp_path / "bin" / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\nexit {0 if gpu else 9}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA", raising=False)
+    for target in ("demo", "test"):
+        done = subprocess.run(
+            ["make", "-n", target, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"cmake.define.TRAK_EXT_CUDA={expected}" in done.stdout
+        assert done.stdout.count("cmake.define.TRAK_EXT_CUDA") == 1
