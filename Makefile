@@ -48,7 +48,7 @@ clean:
 
 .venv/built-$(cuda): .venv/torch $(sources)
 	@echo "== Building trak_ext, TRAK_EXT_CUDA=$(cuda) since $(why):" \
-	  "$(if $(filter OFF,$(cuda)),no CUDA kernels; half a minute,CUDA kernels take many minutes)"
+	  "$(if $(filter OFF,$(cuda)),no CUDA kernels; half a minute,with CUDA kernels; 5 to 10 minutes on two cores)"
 	@mkdir -p build && rm -f .venv/built-*
 	@$(lock) $(pip) install ".[demo]" --config-settings=build-dir=build/make-$(cuda) \
 	  --config-settings=cmake.define.TRAK_EXT_CUDA=$(cuda)
