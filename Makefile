@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# What pyproject.toml asks of a build. In .venv, so that a second build compiles what changed only.
+tools := "scikit-build-core>=0.11" "pybind11>=2.13" cmake ninja
 WORKERS ?= auto
 
 # CUDA kernels are built where a GPU is seen; CUDA=1 builds them anyway, CUDA=0 never.
@@ -39,18 +41,19 @@ lint: .venv/built-$(cuda) .venv/extra-lint
 clean:
 	rm -rf build .venv demo_out
 
-.venv/torch:
+.venv/base:
 	@echo "== .venv with $(TORCH): a minute, or as long as the download takes"
 	@mkdir -p build
 	@$(lock) $(PYTHON) -m venv .venv
-	@$(lock) $(pip) install "$(TORCH)"
+	@$(lock) $(pip) install "$(TORCH)" $(tools)
 	@touch $@
 
-.venv/built-$(cuda): .venv/torch $(sources)
+.venv/built-$(cuda): .venv/base $(sources)
 	@echo "== Building trak_ext, TRAK_EXT_CUDA=$(cuda) since $(why):" \
 	  "$(if $(filter OFF,$(cuda)),no CUDA kernels; half a minute,with CUDA kernels; 5 to 10 minutes on two cores)"
 	@mkdir -p build && rm -f .venv/built-*
-	@$(lock) $(pip) install ".[demo]" --config-settings=build-dir=build/make-$(cuda) \
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(lock) $(pip) install ".[demo]" --no-build-isolation \
+	  --config-settings=build-dir=build/make-$(cuda) \
 	  --config-settings=cmake.define.TRAK_EXT_CUDA=$(cuda)
 	@touch $@
 

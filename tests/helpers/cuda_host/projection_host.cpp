@@ -1,4 +1,5 @@
-// The projection's kernels as a plain shared library for the tests (tests/cuda/test_host_projection.py).
+// The projection's kernels as a plain shared library for the tests
+// (tests/cuda/test_host_projection.py).
 #include <cstring>
 #include <exception>
 #include <string>
