@@ -110,7 +110,8 @@ def _info(options: argparse.Namespace) -> int:
     ]
     for key, value in {**information, "cuda_devices": devices or ["none"]}.items():
         text = ", ".join(value) if isinstance(value, list) else value
-        print(f"{key.replace('_', ' '):<20}{text}")
+        name = "matrix definition" if key == "law_version" else key.replace("_", " ")
+        print(f"{name:<20}{text}")
     return 0
 
 
