@@ -85,7 +85,7 @@ def accuracy(task: TextTask, state: dict[str, Tensor]) -> float:
 
 
 def half_to_half(outputs: Tensor) -> float | None:
-    """Return the rank correlation of one model a subset with another: what noise leaves."""
+    """Return the rank correlation of one model per subset with another: what noise leaves."""
     if outputs.shape[1] < 2:
         return None
     ranks = [outputs[:, r].argsort(0).argsort(0).double() for r in range(2)]

@@ -49,6 +49,13 @@ def test_the_demo_takes_a_kind_of_projection(capsys, tmp_path):
         cli.main(["demo", "--out", str(tmp_path), "--kind", "dense"])
 
 
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5", "4294967296"])
+def test_seeds_that_are_none_are_refused(seed, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--out", str(tmp_path), f"--seed={seed}"])
+    assert f"--seed: expected 0 to 4294967295, got {seed}" in capsys.readouterr().err
+
+
 def test_unknown_commands_are_refused():
     with pytest.raises(SystemExit) as stop:
         cli.main(["attribute"])

@@ -109,6 +109,17 @@ def tensor(name: str, value: Any, dims: int, kind: str = "float") -> Tensor:
     return found
 
 
+def indices(name: str, value: Any, dims: int, stop: int) -> Tensor:
+    """Return `value`, a tensor of integers in 0..stop - 1, as int64."""
+    found = tensor(name, value, dims, "integer").long()
+    if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < stop:
+        raise ValueError(
+            f"{name}: expected integers in 0..{stop - 1}, got {int(found.min())}.."
+            f"{int(found.max())}"
+        )
+    return found
+
+
 def float_tensor(name: str, value: Any, shape: str, dims: tuple[int, ...]) -> Tensor:
     """Return `value`, a dense tensor of a supported dtype with one of the numbers of dimensions."""
     if (

@@ -197,7 +197,7 @@ X, Y, S = torch.zeros(4, 64), torch.zeros(4, dtype=torch.int64), torch.tensor([[
         ((X, Y[:3], S, [0, 1]), r"labels: expected one per input = \[4\], got .*\[3\]"),
         ((X, Y.float(), S, [0, 1]), "labels: expected an integer dtype, got .*float32"),
         ((X, Y, S.bool(), [0, 1]), "subsets: expected an integer dtype, got .*bool"),
-        ((X, Y, S + 1, [0, 1]), r"subsets: expected indices in 0\.\.3, got 1\.\.4"),
+        ((X, Y, S + 1, [0, 1]), r"subsets: expected integers in 0\.\.3, got 1\.\.4"),
         ((X, Y, S, [0]), r"seeds: expected .* one per row of subsets \(2\), got 1"),
         ((X, Y, S[:0], []), r"seeds: expected at least one, .*got 0"),
     ],

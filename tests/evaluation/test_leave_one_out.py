@@ -115,7 +115,7 @@ S, C = torch.randn(6, 3), torch.randn(6, 3)
         ({"changes": C[:5]}, ValueError, r"changes: expected .* = \[6, 3\], got .*\[5, 3\]"),
         ({"changes": C / 0}, ValueError, "changes: expected finite values"),
         ({"samples": torch.tensor([1, 1])}, ValueError, "samples: expected each sample once"),
-        ({"samples": torch.tensor([6])}, ValueError, r"samples: expected indices in 0\.\.5"),
+        ({"samples": torch.tensor([6])}, ValueError, r"samples: expected integers in 0\.\.5"),
         ({"samples": torch.tensor([1.0])}, TypeError, "samples: expected an integer dtype"),
         (
             {"samples": torch.tensor([1]), "changes": C[:1]},

@@ -120,7 +120,11 @@ def test_bad_arguments_get_one_sentence(arguments, error, message):
     [
         ({"labels": torch.ones(3)}, TypeError, "labels: expected an integer dtype"),
         ({"labels": torch.tensor([[1]])}, ValueError, "labels: expected 1 dimension"),
-        ({"labels": torch.tensor([4])}, ValueError, r"labels: expected 0\.\.3, got 4\.\.4"),
+        (
+            {"labels": torch.tensor([4])},
+            ValueError,
+            r"labels: expected integers in 0\.\.3, got 4\.\.4",
+        ),
         ({"num_classes": 1}, ValueError, "num_classes: expected an integer of at least 2, got 1"),
         (
             {"labels": torch.tensor([1], dtype=torch.uint8), "num_classes": 300},

@@ -119,6 +119,10 @@ def test_a_missing_or_foreign_half_is_refused(folder, name, tmp_path):
         ({"format_version": 2}, "expected format version 1 in .*got 2"),
         ({"targets": []}, "expected whole attributions in .*got targets: expected at least one"),
         ({"train_items": {}}, "expected whole attributions in .*got train_items: expected an Item"),
+        ({"lds": [1]}, "expected whole attributions in .*got"),
+        ({"lds": {"TRAK": 0.5}}, "expected whole attributions in .*got"),
+        ({"target_lds": ["a"]}, "expected whole attributions in .*got"),
+        ({"targets": 3}, "expected whole attributions in .*got"),
     ],
 )
 def test_what_another_program_wrote_is_refused(folder, change, message):

@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markupsafe import Markup
 
 from reports import HOSTILE, make_attributions, make_lds, text_items
@@ -205,6 +207,24 @@ def test_no_text_leaves_the_place_it_is_put(hostile):
         assert json.dumps(mapping, ensure_ascii=False) in found.words or (
             json.dumps(mapping, ensure_ascii=False, indent=1) in found.words
         )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60))
+def test_property_no_text_changes_the_elements_of_a_page(text):
+    def elements(text):
+        item = report.Item(torch.ones(4, 4), caption=text, id=text, label=text)
+        attributions = make_attributions(
+            2, 1, targets=[item] * 2, train_items=[item] * 30, title=text, note=text,
+            fingerprint=text, lds={text: make_lds(0.1)}, settings={text: text, "list": [text]},
+            target_lds=None,
+        )  # fmt: skip
+        page = Page(report.render(attributions))
+        assert page.faults == []
+        # A setting may break after each of its points.
+        return [(tag, sorted(a)) for tag, a in page.elements if tag != "wbr"]
+
+    assert elements(text) == elements("x")
 
 
 def test_damping_that_was_chosen_is_told():

@@ -136,12 +136,7 @@ def train_models(
         TypeError, ValueError: shapes or dtypes that do not fit, or indices outside the n samples.
     """
     labels = _checked_labels(inputs, labels)
-    subsets = _check.tensor("subsets", subsets, 2, "integer").long()
-    if subsets.numel() and not 0 <= int(subsets.min()) <= int(subsets.max()) < len(inputs):
-        raise ValueError(
-            f"subsets: expected indices in 0..{len(inputs) - 1}, got {int(subsets.min())}.."
-            f"{int(subsets.max())}"
-        )
+    subsets = _check.indices("subsets", subsets, 2, len(inputs))
     if len(subsets) == 0 or len(seeds) != len(subsets):
         raise ValueError(
             f"seeds: expected at least one, and one per row of subsets ({len(subsets)}), got "

@@ -26,7 +26,7 @@ from . import digits, figure
 
 TASK = "image_classification"
 NUM_CHECKPOINTS = 10
-NUM_SUBSETS, MODELS_A_SUBSET = 50, 5
+NUM_SUBSETS, MODELS_PER_SUBSET = 50, 5
 SHOWN = 5  # proponents and opponents of each image in the picture and the report
 IN_REPORT = 40  # images
 # Methods by their name in results.json: what people call them, and of how many checkpoints.
@@ -86,13 +86,13 @@ def run(
     with step("train_checkpoints", text):
         everything = torch.arange(num_train, device="cpu").expand(NUM_CHECKPOINTS, -1)
         states = digits.unstack_states(train(everything, 0))
-    text = f"Train {NUM_SUBSETS * MODELS_A_SUBSET} on {NUM_SUBSETS} random halves of the digits"
+    text = f"Train {NUM_SUBSETS * MODELS_PER_SUBSET} on {NUM_SUBSETS} random halves of the digits"
     with step("train_subsets", f"{text}: what leaving digits out really does"):
         masks = digits.subset_masks(NUM_SUBSETS, num_train, seed=seed)
         members = masks.nonzero()[:, 1].view(NUM_SUBSETS, -1)
-        subset_states = train(members.repeat_interleave(MODELS_A_SUBSET, 0), 1_000)
+        subset_states = train(members.repeat_interleave(MODELS_PER_SUBSET, 0), 1_000)
         outputs = digits.model_outputs(subset_states, split.test_inputs, split.test_labels)
-        outputs = outputs.view(NUM_SUBSETS, MODELS_A_SUBSET, -1).mean(1)
+        outputs = outputs.view(NUM_SUBSETS, MODELS_PER_SUBSET, -1).mean(1)
 
     train_loader = _loader(split.train_inputs, split.train_labels)
     test_loader = _loader(split.test_inputs, split.test_labels)
@@ -137,7 +137,7 @@ def run(
             "num_train": num_train,
             "num_targets": num_test,
             "subsets": NUM_SUBSETS,
-            "models_a_subset": MODELS_A_SUBSET,
+            "models_a_subset": MODELS_PER_SUBSET,
             "test_accuracy": float((predictions == split.test_labels).float().mean()),
         },
         "build": build_info(),

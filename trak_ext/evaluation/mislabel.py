@@ -81,17 +81,12 @@ def flip_labels(
     Raises:
         TypeError, ValueError: arguments that do not fit.
     """
-    _check.tensor("labels", labels, 1, "integer")
     num_classes = _check.integer("num_classes", num_classes, 2)
+    classes = _check.indices("labels", labels, 1, num_classes)  # int64 is wide enough for sums
     if num_classes - 1 > torch.iinfo(labels.dtype).max:
         raise ValueError(
             f"num_classes: expected no more than labels of {labels.dtype} can tell apart, got "
             f"{num_classes}"
-        )
-    classes = labels.long()  # wide enough for the sums below
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-        raise ValueError(
-            f"labels: expected 0..{num_classes - 1}, got {int(classes.min())}..{int(classes.max())}"
         )
     share = _check.share("share", share)
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -124,15 +124,10 @@ def leave_one_out_changes(
 
 
 def _checked_samples(samples: Tensor, num_train: int) -> Tensor:
-    _check.tensor("samples", samples, 1, "integer")
-    if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < num_train:
-        raise ValueError(
-            f"samples: expected indices in 0..{num_train - 1}, got {int(samples.min())}.."
-            f"{int(samples.max())}"
-        )
+    samples = _check.indices("samples", samples, 1, num_train).cpu()
     if len(samples.unique()) != len(samples):
         raise ValueError("samples: expected each sample once, got one twice")
-    return samples.long().cpu()
+    return samples
 
 
 # --- counterfactual brittleness -------------------------------------------------------------------

@@ -23,6 +23,7 @@ FORMAT = "trak_ext attributions"
 FORMAT_VERSION = 1
 JSON_NAME = "bundle.json"
 TENSORS_NAME = "bundle.safetensors"
+_FOREIGN = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd content
 _ITEM_FIELDS = ("text", "label", "prediction", "caption", "id", "highlight")
 _PLAIN = ("title", "note", "num_train", "settings", "damping", "fingerprint")  # JSON as they are
 
@@ -41,11 +42,10 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
     from safetensors.torch import save
 
     check_attributions(attributions)
-    ranked = {side: getattr(attributions, side) for side in ("proponents", "opponents")}
     tensors: dict[str, Tensor] = {
         f"{side}.{name}": tensor
-        for side, best in ranked.items()
-        for name, tensor in (("values", best.values), ("indices", best.indices))
+        for side in ("proponents", "opponents")
+        for name, tensor in zip(("values", "indices"), getattr(attributions, side), strict=True)
     }
 
     def record(name: str, item: Item) -> dict[str, Any]:
@@ -62,11 +62,8 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
         "train_items": {
             str(i): record(f"train.{i}", item) for i, item in attributions.train_items.items()
         },
-        "lds": {
-            name: [_to_json(value.mean), *([_to_json(x) for x in pair] for pair in value[1:])]
-            for name, value in attributions.lds.items()
-        },
-        "target_lds": attributions.target_lds and [_to_json(x) for x in attributions.target_lds],
+        "lds": {name: _to_json(value) for name, value in attributions.lds.items()},
+        "target_lds": _to_json(attributions.target_lds),
     }
     # Clones, as safetensors refuses tensors that share memory: an item may be shown twice.
     data = save({name: tensor.clone() for name, tensor in tensors.items()})
@@ -117,7 +114,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> Attributions:
         raise _damaged(folder / TENSORS_NAME)
     try:
         return _attributions(content, load(data))
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (*_FOREIGN, SafetensorError) as error:
         raise BundleError(
             f"bundle: expected whole attributions in {str(folder)!r}, got {error}"
         ) from error
@@ -144,22 +141,14 @@ def _attributions(content: dict[str, Any], tensors: dict[str, Tensor]) -> Attrib
         pixels = tensors.get(name)
         return Item(None if pixels is None else pixels.permute(2, 0, 1), **record)
 
-    def pair(values: list[Any]) -> tuple[float, float]:
-        low, high = map(_from_json, values)
-        return low, high
-
-    lds = {
-        name: LDSSummary(_from_json(mean), pair(targets), pair(subsets))
-        for name, (mean, targets, subsets) in content["lds"].items()
-    }
     target_lds = content["target_lds"]
     return Attributions(
         [item(f"target.{i}", record) for i, record in enumerate(content["targets"])],
         (tensors["proponents.values"], tensors["proponents.indices"]),
         (tensors["opponents.values"], tensors["opponents.indices"]),
         {int(i): item(f"train.{i}", record) for i, record in content["train_items"].items()},
-        lds=lds,
-        target_lds=None if target_lds is None else [_from_json(value) for value in target_lds],
+        lds={name: LDSSummary(*_from_json(value)) for name, value in content["lds"].items()},
+        target_lds=None if target_lds is None else _from_json(target_lds),
         # Bundles of 0.1.0 say nothing of damping.
         **{name: content[name] for name in _PLAIN if name != "damping"},
         damping=content.get("damping"),
@@ -182,12 +171,16 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _to_json(value: float) -> float | str | None:
-    """Return a figure as JSON can hold it: null for NaN, text for infinite ones."""
-    if math.isfinite(value):
-        return value
-    return None if math.isnan(value) else str(value)
+def _to_json(figures: Any) -> Any:
+    """Return figures as JSON can hold them: null for NaN, text for infinite ones."""
+    if isinstance(figures, (list, tuple)):
+        return [_to_json(figure) for figure in figures]
+    if figures is None or math.isfinite(figures):
+        return figures
+    return None if math.isnan(figures) else str(figures)
 
 
-def _from_json(value: float | str | None) -> float:
-    return math.nan if value is None else float(value)
+def _from_json(figures: Any) -> Any:
+    if isinstance(figures, list):
+        return [_from_json(figure) for figure in figures]
+    return math.nan if figures is None else float(figures)

@@ -159,6 +159,11 @@ def preview(item: Item) -> Preview | None:
     return Preview(before + text[start:stop] + after, mark)
 
 
+def setting_name(key: str) -> str:
+    """Return the name of a setting as people read it."""
+    return "matrix definition" if key == "law_version" else key.replace("_", " ")
+
+
 class Setting(NamedTuple):
     """A setting as text."""
 
@@ -208,7 +213,11 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.globals.update(
-    PIXELATED=PIXELATED, preview=preview, ranked_samples=ranked_samples, setting=setting
+    PIXELATED=PIXELATED,
+    preview=preview,
+    ranked_samples=ranked_samples,
+    setting=setting,
+    setting_name=setting_name,
 )
 _TEMPLATES.filters.update(
     label=label_text, number=_number, interval=_interval, picture=png_data_uri
