@@ -7,6 +7,7 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,9 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
 
 def nonnegative(name: str, value: Any) -> float:
     """Return `value` as a finite float that is at least 0."""
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
+    if isinstance(value, (bool, np.bool_, str)) or not isinstance(value, (int, float)):
         try:
-            if isinstance(value, (bool, str)):
+            if isinstance(value, (bool, np.bool_, str)):
                 raise TypeError
             value = float(value)
         except (TypeError, ValueError):
@@ -53,10 +54,10 @@ def nonnegative(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return `value`, True or False."""
-    if not isinstance(value, bool):
+    """Return `value` as a bool, True or False; NumPy's are welcome."""
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {describe(value)}")
-    return value
+    return bool(value)
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _check
 
 
 def check_float_matrix(name: str, value: Any) -> None:
@@ -61,15 +64,30 @@ def check_outputs(outputs: Any, num_subsets: int, num_targets: int) -> None:
         )
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+def check_positive(name: str, value: Any, least: int = 1) -> int:
+    """Return `value` as an int; refuse what is not an integer of at least 1 (or `least`)."""
+    number = as_integer(value)
+    if number is None or number < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return number
 
 
-def check_resamples(num_resamples: Any) -> None:
-    """Refuse a number of resamples that is not an integer of at least 1."""
-    check_positive("num_resamples", num_resamples)
+def check_resamples(num_resamples: Any) -> int:
+    """Return a number of resamples; refuse what is not an integer of at least 1."""
+    return check_positive("num_resamples", num_resamples)
+
+
+def check_seed(name: str, seed: Any) -> int:
+    """Return a seed that torch's generators take; NumPy integers are welcome, bools not."""
+    return _check.integer(name, seed, -(2**63), 2**64 - 1)
+
+
+def as_integer(value: Any) -> int | None:
+    """Return an integer, NumPy's too, as an int; None for what is none, such as a bool."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_vector(name: str, value: Any, length: int | None, meaning: str) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_float_matrix, check_positive, check_resamples
+from .arguments import as_integer, check_float_matrix, check_positive, check_resamples, check_seed
 from .bootstrap import central, resampled_means
 from .retraining import Retrain, run_retraining
 
@@ -76,15 +76,18 @@ def counterfactual_brittleness(
         raise ValueError(
             f"scores: expected at least 1 target as [n_train, t], got shape {list(scores.shape)}"
         )
-    counts = list(counts)
-    for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < num_train:
-            raise ValueError(f"counts: expected integers from 1 to {num_train - 1}, got {count!r}")
-    if not counts:
+    removed: list[int] = []
+    for given in counts:
+        count = as_integer(given)
+        if count is None or not 0 < count < num_train:
+            raise ValueError(f"counts: expected integers from 1 to {num_train - 1}, got {given!r}")
+        removed.append(count)
+    if not removed:
         raise ValueError("counts: expected at least one, got none")
-    check_positive("num_seeds", num_seeds)
-    check_positive("models_at_once", models_at_once)
-    check_resamples(num_resamples)
+    num_seeds = check_positive("num_seeds", num_seeds)
+    models_at_once = check_positive("models_at_once", models_at_once)
+    num_resamples = check_resamples(num_resamples)
+    seed = check_seed("seed", seed)
 
     seeds = [seed + i for i in range(num_seeds)]
     # Stable, so that a target's removals are nested and equal scores have an order.
@@ -98,7 +101,7 @@ def counterfactual_brittleness(
     )
     own = torch.arange(num_targets, device="cpu")
     flips, flips_random = [], []
-    for count in counts:
+    for count in removed:
         without = torch.ones((num_targets, num_train), dtype=torch.bool, device="cpu")
         without.scatter_(1, order[:count].T, False)
         share = torch.zeros(num_targets, dtype=torch.float64, device="cpu")
@@ -119,7 +122,7 @@ def counterfactual_brittleness(
     paired = [a - b for a, b in zip(flips, flips_random, strict=True)]
     per_target, per_target_random = torch.stack(flips), torch.stack(flips_random)
     return Brittleness(
-        counts,
+        removed,
         per_target.mean(1),
         per_target_random.mean(1),
         intervals(flips),

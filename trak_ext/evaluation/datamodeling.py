@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_outputs, check_resamples, check_scores
+from .arguments import check_outputs, check_resamples, check_scores, check_seed
 from .bootstrap import basic_interval, central, mean_over_targets, resample_counts, resampled_means
 from .predictions import predict
 from .ranks import weighted_spearman
@@ -72,7 +72,8 @@ def lds(
     """
     check_scores("scores", scores, masks)
     check_outputs(outputs, len(masks), scores.shape[1])
-    check_resamples(num_resamples)
+    num_resamples = check_resamples(num_resamples)
+    seed = check_seed("seed", seed)
     predictions, constant = predict(scores, masks)
     truth = outputs.detach().to("cpu", torch.float64).T.contiguous()  # [t, m]
 

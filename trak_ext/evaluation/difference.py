@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_outputs, check_resamples, check_scores
+from .arguments import check_outputs, check_resamples, check_scores, check_seed
 from .bootstrap import basic_interval, central, mean_over_targets, resample_counts, resampled_means
 from .predictions import predict
 from .ranks import weighted_spearman
@@ -70,7 +70,8 @@ def lds_difference(
             f"{list(scores_b.shape)}"
         )
     check_outputs(outputs, len(masks), scores_a.shape[1])
-    check_resamples(num_resamples)
+    num_resamples = check_resamples(num_resamples)
+    seed = check_seed("seed", seed)
     predictions_a, constant_a = predict(scores_a, masks)
     predictions_b, constant_b = predict(scores_b, masks)
     truth = outputs.detach().to("cpu", torch.float64).T.contiguous()  # [t, m]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_float_matrix, check_positive, check_resamples, check_vector
+from .arguments import check_float_matrix, check_positive, check_resamples, check_seed, check_vector
 from .bootstrap import basic_interval, central, mean_over_targets, resample_counts, resampled_means
 from .ranks import weighted_spearman
 from .retraining import Retrain, run_retraining
@@ -54,7 +54,8 @@ def leave_one_out_correlation(
     """
     check_float_matrix("scores", scores)
     check_float_matrix("changes", changes)
-    check_resamples(num_resamples)
+    num_resamples = check_resamples(num_resamples)
+    seed = check_seed("seed", seed)
     num_train, num_targets = scores.shape
     if num_targets == 0:
         raise ValueError(
@@ -124,9 +125,9 @@ def leave_one_out_changes(
     Raises:
         TypeError, ValueError: arguments that do not fit, or such a result of retrain.
     """
-    check_positive("num_train", num_train)
-    check_positive("models_at_once", models_at_once)
-    seeds = list(seeds)
+    num_train = check_positive("num_train", num_train)
+    models_at_once = check_positive("models_at_once", models_at_once)
+    seeds = [check_seed("seeds", seed) for seed in seeds]
     if not seeds:
         raise ValueError("seeds: expected at least one, got none")
     left_out = torch.arange(num_train, device="cpu")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_finite, check_vector
+from .arguments import check_finite, check_positive, check_seed, check_vector
 
 __all__ = ["MislabelAUC", "flip_labels", "mislabel_auc"]
 
@@ -87,8 +87,7 @@ def flip_labels(
     check_vector("labels", labels, None, "one a sample")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes: expected an integer of at least 2, got {num_classes!r}")
+    num_classes = check_positive("num_classes", num_classes, 2)
     if num_classes - 1 > torch.iinfo(labels.dtype).max:
         raise ValueError(
             f"num_classes: expected no more than labels of {labels.dtype} can tell apart, got "
@@ -101,7 +100,7 @@ def flip_labels(
         )
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share: expected a number in [0, 1], got {share}")
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(check_seed("seed", seed))
     order = torch.randperm(len(labels), generator=generator, device="cpu")
     chosen = order[: round(share * len(labels))]
     steps = torch.randint(1, num_classes, (len(chosen),), generator=generator, device="cpu")
