@@ -13,8 +13,6 @@ import collections
 import dataclasses
 import functools
 import re
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +61,7 @@ class Problem:
 @functools.lru_cache(maxsize=1)
 def host_library() -> Any:
     """Build the kernels for the host, to note their launches."""
-    return library.HostLibrary(Path(tempfile.mkdtemp()))
+    return library.HostLibrary()
 
 
 def row_stride(params: int) -> int:

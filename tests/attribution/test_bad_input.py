@@ -298,7 +298,9 @@ def test_a_folder_with_a_manifest_of_something_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", np.zeros(3), object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, 3, "text", np.zeros(3), object()], ids=lambda value: type(value).__name__
+)
 def test_helpers_name_the_batch(value):
     with pytest.raises(TypeError, match=r"^batch: expected tensors in tuples, lists or mappings"):
         map_tensors(lambda tensor: tensor, {"x": [value]})

@@ -10,6 +10,8 @@ import pytest
 
 from trak_ext.evaluation import lds
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("sklearn")
 
 SPLIT = 21

@@ -65,6 +65,7 @@ def test_loader_keeps_order(encoded):
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), LABELS)
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_is_repeatable_and_keeps_where_it_started(model, encoded):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     everything = torch.arange(6)

@@ -23,6 +23,7 @@ def bench():
     return text_baselines
 
 
+@pytest.mark.slow
 def test_short_run(bench, tmp_path, capsys):
     truth = tmp_path / "truth.pt"
     settings = bench.parse(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from children import run_python
-from cuda_host.library import HOST, SOURCES, compile_host
+from cuda_host.builds import HOST, SOURCES, compile_host
 
 INSUFFICIENT_DRIVER, OTHER_ERROR = 35, 999
 THREAD_LOCAL, RELAXED = 1, 2

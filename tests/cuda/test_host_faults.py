@@ -11,7 +11,8 @@ import shutil
 import pytest
 import torch
 
-from cuda_host.library import SOURCES, HostLibrary, build_runner
+from cuda_host.builds import SOURCES, build_runner
+from cuda_host.library import HostLibrary
 from trak_ext import reference
 
 # File, what stands there, what is put in its place, and what must be said; "" for a wrong result.
@@ -236,10 +237,11 @@ CASES = [(path, name) for path, faults in FAULTS.items() for name in (None, *fau
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    return build_runner(tmp_path_factory.mktemp("runner"))
+def runner():
+    return build_runner()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "fault"), CASES)
 def test_planted_faults_are_caught(path, fault, tmp_path, runner):
     sources = tmp_path / "csrc"

@@ -24,8 +24,8 @@ TOLERANCE |= {f"warpgroup {name}": value for name, value in TOLERANCE.items()}
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> HostLibrary:
-    return HostLibrary(tmp_path_factory.mktemp("cuda_host"))
+def library() -> HostLibrary:
+    return HostLibrary()
 
 
 def matrix(num_params: int, proj_dim: int, **law) -> torch.Tensor:
@@ -130,12 +130,12 @@ def test_launch_shape_makes_no_difference(library, kind, precision):
     # Columns, rows and chunks that fit in a launch; tiles of other shapes; the order of threads;
     # how many blocks run at once.
     rows = 35 if precision != "plain" else 9
-    grads = torch.randn(rows, 3 * CHUNK + 100)
+    grads = torch.randn(rows, 2 * CHUNK + 100)
     proj_dim = 530
     arguments = {"kind": kind, "precision": precision, "param_offset": 2**33 + 40}
     whole = library.project(grads, proj_dim, workspace_bytes=2**23, **arguments)
     smallest = least_workspace(rows, precision)
-    for workspace_bytes in (smallest, smallest + 4, 5 * smallest):
+    for workspace_bytes in (smallest, smallest + 4, 3 * smallest):
         part = library.project(
             grads,
             proj_dim,

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from cuda_host.library import HOST, SOURCES, compile_host
+from cuda_host.builds import HOST, SOURCES, compile_host
 
 HEADERS = ("shared_limit.h", "current_device.h")
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from cuda_host.library import SOURCES, build_runner
+from cuda_host.builds import SOURCES, build_runner
 from cuda_host.sjlt_library import SjltHostLibrary
 from trak_ext import reference
 
@@ -80,8 +80,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory) -> list[str]:
-    return build_runner(tmp_path_factory.mktemp("runner"))
+def runner() -> list[str]:
+    return build_runner()
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -108,6 +108,7 @@ def all_is_well(library: SjltHostLibrary) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, *FAULTS])
 def test_a_planted_fault_is_found(name, tmp_path, runner):
     sources = tmp_path / "csrc"

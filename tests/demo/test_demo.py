@@ -9,6 +9,8 @@ from PIL import Image
 
 from trak_ext import cli, report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

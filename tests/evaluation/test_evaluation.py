@@ -72,7 +72,7 @@ def test_perfect_and_reversed_scores_have_exact_ends():
 def test_random_scores_are_near_zero():
     _, masks, outputs = make_case(num_targets=200, num_subsets=100)
     scores = torch.randn(40, 200, generator=torch.Generator().manual_seed(9))
-    assert abs(lds(scores, masks, outputs).mean) < 0.03
+    assert abs(lds(scores, masks, outputs, num_resamples=1).mean) < 0.03
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -79,6 +79,7 @@ def run(code, *arguments, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_fit_finishes_under_2_gib_with_the_same_scores():
     samples = 130
     limited = run(LIMITED, 2 << 30, samples, 0)

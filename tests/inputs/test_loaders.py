@@ -123,7 +123,11 @@ def test_checking_takes_nothing_from_a_generator():
     assert len(list(batches)) == 2
 
 
-@pytest.mark.parametrize("loader", [None, 3, torch.zeros(3, 2), "path", {"x": 1}, DATA], ids=repr)
+@pytest.mark.parametrize(
+    "loader",
+    [None, 3, torch.zeros(3, 2), "path", {"x": 1}, DATA],
+    ids=lambda loader: type(loader).__name__,
+)
 def test_what_is_no_loader_is_refused(loader):
     with pytest.raises(TypeError, match=r"^train_loader: expected an iterable of batches.*got a"):
         check_loader("train_loader", loader, 1)

@@ -37,7 +37,8 @@ for proj_dim in (1, 6, 36, 258, 1026, 9000):
         grads[1, 777], grads[2, 778] = torch.inf, torch.nan
         law = dict(kind="sjlt", seed=3, param_offset=4095)
         for nnz in (1, proj_dim // 3 or 1):
-            got = trak_ext.project(grads.to(dtype), proj_dim, nnz=nnz, **law)
+            few = grads[:, : 30001 if nnz == 1 else 5001].to(dtype)  # many nodes of sums still
+            got = trak_ext.project(few, proj_dim, nnz=nnz, **law)
             results[f"sparse {proj_dim} {nnz} {dtype}"] = got.numpy().view("<u4")
 halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)[:, None]
 results["every fp16"] = trak_ext.project(halves, 1).numpy()

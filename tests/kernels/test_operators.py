@@ -48,6 +48,7 @@ def test_compile_fullgraph_with_out():
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor's own imports
 def test_compile_with_inductor():
     compiled = torch.compile(lambda g: trak_ext.project(g * 2, 8), fullgraph=True)

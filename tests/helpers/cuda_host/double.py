@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from trak_ext import _C
 from trak_ext.known_answers.kernels import DeviceKernels
 
-from .library import FEW_PASSES, HostLibrary, build_runner
+from .library import FEW_PASSES, HostLibrary
 from .scoring_library import ScoringLibrary
 from .sjlt_library import SjltHostLibrary
 
@@ -36,11 +35,10 @@ class HostNative:
     `faults["matrix"]` and `faults["sparse matrix"]` in what fills matrices in.
     """
 
-    def __init__(self, folder: Path) -> None:
-        runner = build_runner(folder)
-        self._projection = HostLibrary(folder, only="few", runner=runner)
-        self._scoring = ScoringLibrary(folder, only="float32", runner=runner)
-        self.sparse = SjltHostLibrary(folder, runner=runner)
+    def __init__(self) -> None:
+        self._projection = HostLibrary(only="few")
+        self._scoring = ScoringLibrary(only="float32")
+        self.sparse = SjltHostLibrary()
         self.faults: dict[str, int | Exception] = {}
         self.calls: list[str] = []
         scoring = {"float": False, "double": True}
@@ -123,3 +121,17 @@ class HostKernels(DeviceKernels):
 
     def queue(self) -> tuple[int, int]:
         return 0, 0
+
+
+class FewTiles(HostKernels):
+    """Of a path only the smallest tile of one kind, and what its remainder gets: sooner done."""
+
+    kind = "rademacher"
+
+    def tiles(self, path):
+        return [
+            tile
+            for tile in super().tiles(path)
+            if (tile["kind"], tile["tile_rows"]) == (self.kind, 8)
+            and tile["passes"] == FEW_PASSES[self.kind]
+        ]

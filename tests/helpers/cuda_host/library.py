@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import os
-import subprocess
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-SOURCES = Path(__file__).resolve().parents[3] / "csrc"
-HOST = Path(__file__).resolve().parent
+from .builds import HOST, SOURCES, build_runner, compile_host, shared_build
+
 KINDS = {"rademacher": 0, "normal": 1}
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 PASSES = {"plain": 0, "medium": 1, "high": 2, "highest": 3}
 PATHS = ["plain", "mma", "wgmma"]
 # The kernels of sm_90a, with the same passes.
 WARPGROUP = "warpgroup "
-FLAGS = [
-    *("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"),
-]
 # One path and two parts alone, to build sooner.
 ONE_PATH = """
 #include "multipliers.h"
@@ -50,6 +45,7 @@ Multiplier normal_multiplier(int, int64_t rows, int64_t shared_limit) {
 Multiplier normal_warpgroup_multiplier(int, int64_t rows) { return normal_warpgroup_tile<1>(rows); }
 }
 """
+LIBRARY = "projection_host.so"
 FEW_PASSES = {"rademacher": 2, "normal": 1}
 
 
@@ -141,21 +137,30 @@ def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
     return Law(KINDS[kind], seed & 0xFFFFFFFF, seed >> 32, model_id)
 
 
-def compile_host(arguments: list[str]) -> None:
-    """Run the C++ compiler on what names the runner's headers."""
-    subprocess.run([os.environ.get("CXX", "c++"), *FLAGS, f"-I{HOST}", *arguments], check=True)
-
-
-def build_runner(folder: Path, host: Path = HOST) -> list[str]:
-    """Compile what runs kernels on the host, for several libraries."""
-    objects = [str(folder / f"{name}.o") for name in ("runner", "warpgroup", "arrivals")]
-    for name in objects:
-        compile_host(["-c", str(host / Path(name).with_suffix(".cpp").name), "-o", name])
-    return objects
+def _compile(folder: Path, sources: Path, only: str | None, runner: list[str] | None) -> None:
+    """Compile the kernels of a source tree into a folder."""
+    files = [HOST / "projection_host.cpp"]
+    if only is None:
+        tiles = ("plain", "rademacher", "rademacher_warpgroup", "normal", "normal_warpgroup")
+        files += [sources / "cuda" / f"{name}_tiles.cu" for name in tiles]
+    elif only == "few":
+        files += [sources / "cuda" / "plain_tiles.cu", folder / "few.cpp"]
+        files[-1].write_text(FEW)
+    else:
+        makers = {"mma": NOTHING, "warpgroup": NOTHING}
+        makers[only] = {
+            "mma": "rademacher_tile<2>(rows)",
+            "warpgroup": "rademacher_warpgroup_tile<2>(rows)",
+        }[only]
+        files.append(folder / "one_path.cpp")
+        files[-1].write_text(ONE_PATH.format(**makers))
+    flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
+    objects = runner or build_runner()
+    compile_host([*flags, *map(str, files), "-x", "none", *objects, "-o", str(folder / LIBRARY)])
 
 
 class HostLibrary:
-    """The kernels of one source tree.
+    """The kernels of one source tree; of the one that is tested where no folder is named.
 
     Or, to build sooner, `only` those for Rademacher in `high` of one path ("mma", "warpgroup"), or
     a precision a kind of each ("few").
@@ -163,30 +168,17 @@ class HostLibrary:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None = None,
         sources: Path = SOURCES,
         only: str | None = None,
         runner: list[str] | None = None,
     ) -> None:
-        library = folder / "projection_host.so"
-        runner = runner or build_runner(folder)
-        files = [HOST / "projection_host.cpp"]
-        if only is None:
-            tiles = ("plain", "rademacher", "rademacher_warpgroup", "normal", "normal_warpgroup")
-            files += [sources / "cuda" / f"{name}_tiles.cu" for name in tiles]
-        elif only == "few":
-            files += [sources / "cuda" / "plain_tiles.cu", folder / "few.cpp"]
-            files[-1].write_text(FEW)
+        compile_to = functools.partial(_compile, sources=sources, only=only, runner=runner)
+        if folder is None:
+            folder = shared_build(f"projection_{'all' if only is None else only}", compile_to)
         else:
-            makers = {"mma": NOTHING, "warpgroup": NOTHING}
-            makers[only] = {
-                "mma": "rademacher_tile<2>(rows)",
-                "warpgroup": "rademacher_warpgroup_tile<2>(rows)",
-            }[only]
-            files.append(folder / "one_path.cpp")
-            files[-1].write_text(ONE_PATH.format(**makers))
-        flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
-        compile_host([*flags, *map(str, files), "-x", "none", *runner, "-o", str(library)])
+            compile_to(folder)
+        library = folder / LIBRARY
         self._library = ctypes.CDLL(str(library))
         self._library.host_project.restype = ctypes.c_char_p
         self._library.host_fill_matrix.restype = ctypes.c_char_p

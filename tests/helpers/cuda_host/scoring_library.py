@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import (
-    DTYPES,
-    HOST,
-    PASSES,
-    PATHS,
-    SOURCES,
-    WARPGROUP,
-    build_runner,
-    compile_host,
-)
+from .builds import HOST, SOURCES, build_runner, compile_host, shared_build
+from .library import DTYPES, PASSES, PATHS, WARPGROUP
 
 # What precisions are prefixed with to name the other path.
 MMA = ""
@@ -37,6 +30,7 @@ ONE_PATH = {
       ? scorer_of_warpgroup_tile<WarpgroupScoringTile<DType::kFloat32, 2, 32, 2, 2>>()
       : scorer_of_warpgroup_tile<WarpgroupScoringTile<DType::kFloat32, 3, 32, 2, 2>>()""",
 }
+LIBRARY = "scoring_host.so"
 AMPLE = 2**22  # bytes of workspace
 
 
@@ -70,30 +64,42 @@ class Scoring(ctypes.Structure):
     ]
 
 
+def _compile(folder: Path, sources: Path, only: str | None, runner: list[str] | None) -> None:
+    """Compile the kernels of a source tree into a folder."""
+    files = [HOST / "scoring_host.cpp"]
+    for dtype in ("float32", "float16", "bfloat16"):
+        for path in (MMA, WARPGROUP):
+            name = dtype + ("_warpgroup" if path == WARPGROUP else "")
+            if only is None or only == dtype:
+                files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
+            else:
+                scorer = ONE_PATH[path] if (dtype, path) == ("float32", only) else "{}"
+                files.append(folder / f"one_path_{name}.cpp")
+                files[-1].write_text(SCORER.format(name=name, scorer=scorer))
+    flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
+    objects = runner or build_runner()
+    compile_host([*flags, *map(str, files), "-x", "none", *objects, "-o", str(folder / LIBRARY)])
+
+
 class ScoringLibrary:
-    """The kernels of one source tree, those of one dtype, or a few of one path (see ONE_PATH)."""
+    """The kernels of one source tree, those of one dtype, or a few of one path (see ONE_PATH).
+
+    Of the tree that is tested where no folder is named.
+    """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None = None,
         sources: Path = SOURCES,
         only: str | None = None,
         runner: list[str] | None = None,
     ) -> None:
-        library = folder / "scoring_host.so"
-        runner = runner or build_runner(folder)
-        files = [HOST / "scoring_host.cpp"]
-        for dtype in ("float32", "float16", "bfloat16"):
-            for path in (MMA, WARPGROUP):
-                name = dtype + ("_warpgroup" if path == WARPGROUP else "")
-                if only is None or only == dtype:
-                    files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
-                else:
-                    scorer = ONE_PATH[path] if (dtype, path) == ("float32", only) else "{}"
-                    files.append(folder / f"one_path_{name}.cpp")
-                    files[-1].write_text(SCORER.format(name=name, scorer=scorer))
-        flags = [f"-I{sources / 'cuda'}", "-O2" if only is None else "-O1", "-x", "c++"]
-        compile_host([*flags, *map(str, files), "-x", "none", *runner, "-o", str(library)])
+        compile_to = functools.partial(_compile, sources=sources, only=only, runner=runner)
+        if folder is None:
+            folder = shared_build(f"scoring_{'all' if only is None else only}", compile_to)
+        else:
+            compile_to(folder)
+        library = folder / LIBRARY
         self._library = ctypes.CDLL(str(library))
         self._library.host_score.restype = ctypes.c_char_p
         self._library.host_sizeof_scoring.restype = ctypes.c_int64

@@ -11,16 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_host.library import (
-    DTYPES,
-    HOST,
-    NOTE,
-    SOURCES,
-    Gradient,
-    Launch,
-    build_runner,
-    compile_host,
-)
+from .builds import HOST, SOURCES, build_runner, compile_host, shared_build
+from .library import DTYPES, NOTE, Gradient, Launch
+
+LIBRARY = "sjlt_host.so"
 
 
 class Law(ctypes.Structure):
@@ -84,15 +78,24 @@ def make_views(tensors: Sequence[Tensor], param_offset: int) -> ctypes.Array[Gra
 
 
 class SjltHostLibrary:
-    """The sparse kind's kernels of one source tree."""
+    """The sparse kind's kernels of one source tree; of the one that is tested without a folder."""
 
     def __init__(
-        self, folder: Path, sources: Path = SOURCES, runner: list[str] | None = None
+        self,
+        folder: Path | None = None,
+        sources: Path = SOURCES,
+        runner: list[str] | None = None,
     ) -> None:
-        library = folder / "sjlt_host.so"
-        runner = runner or build_runner(folder)
-        source = str(HOST / "sjlt_host.cpp")
-        compile_host([f"-I{sources / 'cuda'}", source, *runner, "-o", str(library)])
+        def compile_to(folder: Path) -> None:
+            objects = runner or build_runner()
+            source = str(HOST / "sjlt_host.cpp")
+            compile_host([f"-I{sources / 'cuda'}", source, *objects, "-o", str(folder / LIBRARY)])
+
+        if folder is None:
+            folder = shared_build("sjlt", compile_to)
+        else:
+            compile_to(folder)
+        library = folder / LIBRARY
         self._library = ctypes.CDLL(str(library))
         self._library.host_project.restype = ctypes.c_char_p
         self._library.host_fill_matrix.restype = ctypes.c_char_p
