@@ -137,12 +137,11 @@ def measure(
         )  # fmt: skip
 
     masks = digits.subset_masks(num_subsets, num_train, seed=split)
-    members = masks.nonzero()[:, 1].view(num_subsets, -1).repeat_interleave(models_a_subset, 0)
     first = split * 10_000
-    states = train(members, first + 1_000)
-    outputs = digits.model_outputs(
-        states, test_inputs, test_labels, model_factory=setting.factory
-    ).view(num_subsets, models_a_subset, -1).mean(1)  # fmt: skip
+    outputs = digits.outputs_after_retraining(
+        (inputs, labels, test_inputs, test_labels), masks, models_a_subset, first + 1_000,
+        model_factory=setting.factory, **setting.recipe,
+    )  # fmt: skip
 
     found = {}
     for half in halves:

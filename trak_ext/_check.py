@@ -7,6 +7,7 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,11 +46,16 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     return value
 
 
+def seed(name: str, value: Any) -> int:
+    """Return `value` as an int that torch's generators take."""
+    return integer(name, value, -(2**63), 2**64 - 1)
+
+
 def nonnegative(name: str, value: Any) -> float:
     """Return `value` as a finite float that is at least 0."""
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
+    if isinstance(value, (bool, np.bool_, str)) or not isinstance(value, (int, float)):
         try:
-            if isinstance(value, (bool, str)):
+            if isinstance(value, (bool, np.bool_, str)):
                 raise TypeError
             value = float(value)
         except (TypeError, ValueError):
@@ -68,10 +74,10 @@ def share(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return `value`, True or False."""
-    if not isinstance(value, bool):
+    """Return `value` as a bool, True or False; NumPy's are welcome."""
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {describe(value)}")
-    return value
+    return bool(value)
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:

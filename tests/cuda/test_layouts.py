@@ -11,83 +11,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import torch
 
-from cuda_host.builds import HOST, SOURCES, build_runner
+from cuda_host.builds import SOURCES
 from cuda_host.library import HostLibrary
+from cuda_host.numbered import check_projection, digits, numbered, numbers_of
 from cuda_host.scoring_library import ScoringLibrary
-from cuda_host.witness import Instruction, watch
+from cuda_host.witness import watch
 from sass import layouts
-from trak_ext import reference
-
-PARAMS = 512  # whole stages: every place of the summed index is used
-BASE = 256  # integers below it are bf16 numbers
-
-
-def numbered(rows: int, columns: int) -> torch.Tensor:
-    """Return a number for each element, from 1 on."""
-    assert rows * columns < BASE * BASE
-    return torch.arange(1, rows * columns + 1).view(rows, columns)
-
-
-def digits(numbers: torch.Tensor) -> list[torch.Tensor]:
-    """Return two numbers that one bf16 part holds, for each."""
-    return [numbers % BASE, numbers // BASE]
-
-
-def numbers_of(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return (low + BASE * high).astype(np.int64)
-
-
-def instructions(library, rows, proj_dim, precision, dtype, **law) -> list[tuple[np.ndarray, ...]]:
-    """Return (a, numbers of b) of every instruction that has gradients in it."""
-    runs: list[list[Instruction]] = []
-    for grads in digits(numbered(rows, PARAMS)):
-        with watch(library) as seen:
-            library.project(grads.to(dtype), proj_dim, precision=precision, **law)
-        runs.append(seen)
-    result = []
-    for low, high in zip(*runs, strict=True):
-        assert np.array_equal(low.a, high.a)
-        numbers = numbers_of(low.b, high.b)
-        if numbers.any():  # the parts after the first are zero
-            result.append((low.a, numbers))
-    return result
-
-
-def check_projection(library, rows, precision, dtype=torch.float32, proj_dim=20, **law) -> None:
-    """Every gradient meets every column once, and in its place the column's entry for it."""
-    found = instructions(library, rows, proj_dim, precision, dtype, **law)
-    numbers = np.stack([b for _, b in found]) - 1  # [instructions, rows of the tile, 16]
-    row, param = np.divmod(numbers, PARAMS)
-    live = numbers >= 0
-    places = live.any(axis=1)
-    assert places.all(), "a place of the summed index without gradients"
-    params = np.where(live, param, 0).max(axis=1)  # [instructions, 16]
-    assert (param == params[:, None])[live].all(), "a place has gradients of several parameters"
-    shift = row - np.arange(row.shape[1])[:, None]
-    first = np.where(live, shift, 0).max(axis=(1, 2))
-    assert (shift == first[:, None, None])[live].all(), "rows are not in order"
-    # Which columns an instruction's rows of `a` are, by their entries.
-    a = np.stack([a for a, _ in found])
-    entries = reference.projection_matrix(PARAMS, 512, **law).astype(np.float64)[params]
-    distance = (a**2).sum(axis=2)[:, :, None] + (entries**2).sum(axis=1)[:, None] - 2 * a @ entries
-    is_column = distance < 1e-9  # [instructions, rows of a, columns]
-    assert is_column.any(axis=2).all(), "entries that are not those of the gradients beside them"
-    met = np.zeros((rows, PARAMS, proj_dim), dtype=np.int64)
-    for i in range(len(found)):
-        columns = is_column[i, :, :proj_dim].sum(axis=0)
-        np.add.at(met, (row[i][live[i]], param[i][live[i]]), columns)
-    if law["kind"] == "normal":
-        assert (met == 1).all()
-    else:  # of 16 signs a stranger has the same, now and then
-        assert met.min() == 1
-        assert met.mean() < 1.1
 
 
 @pytest.fixture(scope="module")
@@ -157,168 +92,6 @@ def test_matrix_instructions_multiply_each_feature_by_its_targets(
     scoring, dtype, precision, targets
 ):
     check_scoring(scoring, 64, targets, 70, dtype, precision)
-
-
-# Faults of the kernels, and faults that they share with the runner that plays them, so that results
-# are right and no other test can tell. Path, then file under csrc/cuda or the helpers' cuda_host,
-# what stands there and what is put in its place, and what is said.
-DESCRIBED = "kHalfBytes,\n                                    kCoreBytes);"
-NOT_BESIDE = "entries that are not those of the gradients beside them"
-KERNEL_FAULTS = {
-    "halves of a register": (
-        "mma",
-        [
-            ("csrc/cuda/entries.h", "return {lower, lower + 16};", "return {lower + 16, lower};"),
-        ],
-        NOT_BESIDE,
-    ),
-    "order of registers": (
-        "mma",
-        [
-            (
-                "csrc/cuda/entries.h",
-                "a[2 + i] = pair_of_signs(word);",
-                "a[3 - i] = pair_of_signs(word);",
-            ),
-        ],
-        NOT_BESIDE,
-    ),
-    "leading offset": (
-        "warpgroup",
-        [("csrc/cuda/operand_ring.h", DESCRIBED, "kCoreBytes, kCoreBytes);")],
-        "gradients of several parameters|rows are not in order|" + NOT_BESIDE,
-    ),
-    "rows of a core matrix": (
-        "warpgroup",
-        [("csrc/cuda/split_gradients_kernel.h", "+ row * 16;", "+ (row ^ 1) * 16;")],
-        "rows are not in order",
-    ),
-}
-SHARED_FAULTS = {
-    "leading and stride offsets exchanged": (
-        "warpgroup",
-        [
-            ("csrc/cuda/operand_ring.h", DESCRIBED, "kCoreBytes, kHalfBytes);"),
-            (
-                "host/warpgroup.cpp",
-                "k / 8 * summed_bytes + n / 8 * row_bytes",
-                "k / 8 * row_bytes + n / 8 * summed_bytes",
-            ),
-        ],
-        "sums at",
-    ),
-    "descriptor fields in each other's bits": (
-        "warpgroup",
-        [
-            (
-                "host/warpgroup.cpp",
-                "static_cast<uint64_t>(summed_bytes >> 4) << 16 |\n"
-                "         static_cast<uint64_t>(row_bytes >> 4) << 32",
-                "static_cast<uint64_t>(summed_bytes >> 4) << 32 |\n"
-                "         static_cast<uint64_t>(row_bytes >> 4) << 16",
-            ),
-            (
-                "host/warpgroup.cpp",
-                "summed_bytes = field(operand, 16), row_bytes = field(operand, 32)",
-                "summed_bytes = field(operand, 32), row_bytes = field(operand, 16)",
-            ),
-        ],
-        "sums at",
-    ),
-    "halves of the second operand's registers swapped": (
-        "mma",
-        [
-            ("csrc/cuda/entries.h", "return {lower, lower + 16};", "return {lower + 16, lower};"),
-            (
-                "host/runner.cpp",
-                "b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));",
-                "b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * (1 - half)));",
-            ),
-            (
-                "host/runner.cpp",
-                "b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * half));",
-                "b[2 * t + 8 + half][g] = from_bf16(fiber.b[1] >> (16 * (1 - half)));",
-            ),
-        ],
-        "sums at",
-    ),
-    "registers of the first operand in another order": (
-        "warpgroup",
-        [
-            (
-                "csrc/cuda/entries.h",
-                "a[i] = pair_of_signs(word);",
-                "a[2 * i] = pair_of_signs(word);",
-            ),
-            (
-                "csrc/cuda/entries.h",
-                "a[2 + i] = pair_of_signs(word);",
-                "a[2 * i + 1] = pair_of_signs(word);",
-            ),
-            ("host/warpgroup.cpp", "row + i / 2 % 2 * 8) * 16", "row + i / 4 * 8) * 16"),
-            ("host/warpgroup.cpp", "2 * slot + i / 4 * 8", "2 * slot + i / 2 % 2 * 8"),
-        ],
-        "sums at",
-    ),
-    "rows of the sums exchanged": (
-        "mma",
-        [
-            ("csrc/cuda/block_tile.h", "lane % 4 * 2 + i;", "lane % 4 + 4 * i;"),
-            (
-                "host/runner.cpp",
-                "d[g][2 * t + half] = fiber.d[half];\n      d[g + 8][2 * t + half]",
-                "d[g][t + 4 * half] = fiber.d[half];\n      d[g + 8][t + 4 * half]",
-            ),
-            (
-                "host/runner.cpp",
-                "truncate(sums[g][2 * t + half]);\n"
-                "      fiber.d[2 + half] = truncate(sums[g + 8][2 * t + half]);",
-                "truncate(sums[g][t + 4 * half]);\n"
-                "      fiber.d[2 + half] = truncate(sums[g + 8][t + 4 * half]);",
-            ),
-        ],
-        "sums at",
-    ),
-}
-
-
-def build_faulty(folder, path: str, changes: list[tuple[str, str, str]]) -> HostLibrary:
-    """Build kernels and runner from copies with changes in them."""
-    shutil.copytree(SOURCES, folder / "csrc")
-    shutil.copytree(HOST, folder / "host")
-    for name, before, after in changes:
-        file = folder / name
-        text = file.read_text()
-        assert text.count(before) == 1, (name, before)
-        file.write_text(text.replace(before, after))
-    runner = build_runner(folder, folder / "host")
-    return HostLibrary(folder, folder / "csrc", only=path, runner=runner)
-
-
-PRECISION_AND_ROWS = {"mma": ("high", 8), "warpgroup": ("warpgroup high", 33)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", KERNEL_FAULTS)
-def test_faults_of_kernels_are_caught(fault, tmp_path):
-    path, changes, message = KERNEL_FAULTS[fault]
-    precision, rows = PRECISION_AND_ROWS[path]
-    faulty = build_faulty(tmp_path, path, changes)
-    with pytest.raises(AssertionError, match=message):
-        check_projection(faulty, rows, precision, kind="rademacher")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", SHARED_FAULTS)
-def test_faults_that_kernels_and_runner_share_are_caught(fault, tmp_path):
-    path, changes, message = SHARED_FAULTS[fault]
-    precision, rows = PRECISION_AND_ROWS[path]
-    faulty = build_faulty(tmp_path, path, changes)
-    grads = torch.randint(-100, 101, (rows, PARAMS)).float()
-    entries = torch.from_numpy(reference.projection_matrix(PARAMS, 20))
-    assert torch.equal(faulty.project(grads, 20, precision=precision), grads @ entries)
-    with pytest.raises(AssertionError, match=message):
-        check_projection(faulty, rows, precision, kind="rademacher")
 
 
 # --- What only a GPU runs: the device's own header -----------------------------------------------

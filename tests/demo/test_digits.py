@@ -234,3 +234,16 @@ def test_other_networks_train_side_by_side(split, factory):
     logits = functional_call(factory(), state, (split.test_inputs,))
     assert logits.shape == (100, 10)
     assert (logits.argmax(1) == split.test_labels).float().mean() > 0.7
+
+
+def test_outputs_after_retraining_are_means_over_the_networks_of_a_subset(split):
+    masks = digits.subset_masks(2, 300, seed=3)
+    got = digits.outputs_after_retraining(split, masks, 3, 40, epochs=2)
+    for row, mask in zip(got, masks, strict=True):
+        members = mask.nonzero()[:, 0].expand(3, -1)
+        first = 40 if torch.equal(mask, masks[0]) else 43
+        states = digits.train_models(
+            split.train_inputs, split.train_labels, members, range(first, first + 3), epochs=2
+        )
+        outputs = digits.model_outputs(states, split.test_inputs, split.test_labels)
+        torch.testing.assert_close(row, outputs.mean(0), atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""How chunks are chosen; what happens with gradients then is in test_gradients.py."""
+"""How chunks are chosen; what happens with gradients then is in test_gradient_chunks.py."""
 
 from __future__ import annotations
 

@@ -221,6 +221,7 @@ class Attributor:
                 positive definite (names damping).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
+        largest = _check.flag("largest", largest)
         fitted = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)

@@ -142,6 +142,7 @@ class Baseline(ABC):
             ValueError: before `fit`; targets with NaN or Inf (named).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
+        largest = _check.flag("largest", largest)
         train, ids = self._fitted()
         num_train = len(train[0].rows)
         if top_k is not None:

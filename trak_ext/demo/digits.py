@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -217,6 +217,32 @@ def model_outputs(
     with torch.no_grad():
         found: Tensor = vmap(outputs)(dict(states))
     return found
+
+
+def outputs_after_retraining(
+    split: tuple[Tensor, ...],
+    masks: Tensor,
+    models_per_subset: int,
+    first_seed: int,
+    *,
+    model_factory: Callable[[], nn.Module] = make_model,
+    **recipe: Any,
+) -> Tensor:
+    """What networks say of the test samples that were trained on subsets: mean outputs [m, t].
+
+    Args:
+        split: training inputs and labels, test inputs and labels, as `DigitsSplit` begins.
+        masks: subsets of one size [m, n], bool.
+        models_per_subset: networks whose outputs are averaged.
+        first_seed: of the first network; the others have the next ones.
+        model_factory, recipe: as in `train_models`.
+    """
+    inputs, labels, test_inputs, test_labels = split[:4]
+    members = masks.nonzero()[:, 1].view(len(masks), -1).repeat_interleave(models_per_subset, 0)
+    seeds = range(first_seed, first_seed + len(members))
+    states = train_models(inputs, labels, members, seeds, model_factory=model_factory, **recipe)
+    outputs = model_outputs(states, test_inputs, test_labels, model_factory=model_factory)
+    return outputs.view(len(masks), models_per_subset, -1).mean(1)
 
 
 def _initial_parameters(

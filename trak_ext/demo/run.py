@@ -61,6 +61,7 @@ def run(
     split = digits.load_digits_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     num_train, num_test = len(split.train_labels), len(split.test_labels)
+    first_seed = seed * 10_000
     seconds: dict[str, float] = {}
 
     def say(text: str) -> None:
@@ -76,23 +77,19 @@ def run(
         seconds[name] = round(time.perf_counter() - begin, 3)
         say(f"  {seconds[name]:.1f} s")
 
-    def train(subsets: Tensor, first_seed: int) -> dict[str, Tensor]:
-        seeds = [seed * 10_000 + first_seed + i for i in range(len(subsets))]
-        data = (split.train_inputs, split.train_labels)
-        return digits.train_models(*data, subsets, seeds, progress=progress)
-
     say("Which training digits made a network say this? Half a minute on two cores.\n")
     text = f"Train a small network on {num_train:,} digits, {NUM_CHECKPOINTS} times"
     with step("train_checkpoints", text):
         everything = torch.arange(num_train, device="cpu").expand(NUM_CHECKPOINTS, -1)
-        states = digits.unstack_states(train(everything, 0))
+        seeds = range(first_seed, first_seed + NUM_CHECKPOINTS)
+        stacked = digits.train_models(*split[:2], everything, seeds, progress=progress)
+        states = digits.unstack_states(stacked)
     text = f"Train {NUM_SUBSETS * MODELS_PER_SUBSET} on {NUM_SUBSETS} random halves of the digits"
     with step("train_subsets", f"{text}: what leaving digits out really does"):
         masks = digits.subset_masks(NUM_SUBSETS, num_train, seed=seed)
-        members = masks.nonzero()[:, 1].view(NUM_SUBSETS, -1)
-        subset_states = train(members.repeat_interleave(MODELS_PER_SUBSET, 0), 1_000)
-        outputs = digits.model_outputs(subset_states, split.test_inputs, split.test_labels)
-        outputs = outputs.view(NUM_SUBSETS, MODELS_PER_SUBSET, -1).mean(1)
+        outputs = digits.outputs_after_retraining(
+            split, masks, MODELS_PER_SUBSET, first_seed + 1_000, progress=progress
+        )
 
     train_loader = _loader(split.train_inputs, split.train_labels)
     test_loader = _loader(split.test_inputs, split.test_labels)

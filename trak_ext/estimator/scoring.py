@@ -96,6 +96,7 @@ def top_k(
         train_features, target_features, weights, curvature, kernel, precision
     )
     k = _check.integer("k", k, 0, training.num_samples)
+    largest = _check.flag("largest", largest)
     return training.solved(estimator).top_k(k, largest, training.device)
 
 

@@ -40,6 +40,7 @@ def mean_with_intervals(
         num_resamples, seed: Of both bootstraps.
     """
     num_resamples = _check.integer("num_resamples", num_resamples, 1)
+    seed = _check.seed("seed", seed)
     num_undefined = int((~defined).sum())
     if num_undefined:
         # At the caller of the measure.

@@ -89,7 +89,7 @@ def flip_labels(
             f"{num_classes}"
         )
     share = _check.share("share", share)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(_check.seed("seed", seed))
     order = torch.randperm(len(labels), generator=generator, device="cpu")
     chosen = order[: round(share * len(labels))]
     steps = torch.randint(1, num_classes, (len(chosen),), generator=generator, device="cpu")

@@ -110,7 +110,7 @@ def leave_one_out_changes(
     """
     num_train = _check.integer("num_train", num_train, 1)
     models = _Models(retrain, num_train, None, models_at_once, classes=False)
-    seeds = list(seeds)
+    seeds = [_check.seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
     if not seeds:
         raise ValueError("seeds: expected at least one, got none")
     left_out = torch.arange(num_train, device="cpu")
@@ -196,6 +196,7 @@ def counterfactual_brittleness(
     if not counts:
         raise ValueError("counts: expected at least one, got none")
     num_seeds = _check.integer("num_seeds", num_seeds, 1)
+    seed = _check.seed("seed", seed)
     num_resamples = _check.integer("num_resamples", num_resamples, 1)
     models = _Models(retrain, num_train, num_targets, models_at_once, classes=True)
 

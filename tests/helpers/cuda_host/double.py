@@ -121,3 +121,17 @@ class HostKernels(DeviceKernels):
 
     def queue(self) -> tuple[int, int]:
         return 0, 0
+
+
+class FewTiles(HostKernels):
+    """Of a path only the smallest tile of one kind, and what its remainder gets: sooner done."""
+
+    kind = "rademacher"
+
+    def tiles(self, path):
+        return [
+            tile
+            for tile in super().tiles(path)
+            if (tile["kind"], tile["tile_rows"]) == (self.kind, 8)
+            and tile["passes"] == FEW_PASSES[self.kind]
+        ]
