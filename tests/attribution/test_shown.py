@@ -147,13 +147,6 @@ def test_calls_before_fit_say_what_to_call(call, where, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_calls_after_fit_are_answered(call):
-    made = make()
-    made.fit([setting()[2]])
-    CALLS[call](made)
-
-
 def test_a_fit_of_an_addition_needs_the_training_set_first():
     with pytest.raises(StoreError, match=r"^Attributor is not fitted: call fit"):
         make().fit([setting()[2]], addition=1)

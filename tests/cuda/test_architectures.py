@@ -83,18 +83,6 @@ def test_what_comes_later_loads_ptx_that_has_matrix_instructions(toolkit):
         assert (int(re.findall(r"\d+", loaded)[0]) >= 80) == (capability >= 80)
 
 
-def test_the_lists_before_left_three_capabilities_without_code():
-    before = ["75-real", "80-real", "86-real", "89-real", "90a-real"]
-    without = [c for c, loaded in loads_of([*before, "100-real", "120"]).items() if loaded is None]
-    assert without == [87, 88, 110]
-    without = [c for c, loaded in loads_of([*before, "90-virtual"]).items() if loaded is None]
-    assert without == [87, 88]
-
-
-def test_architecture_specific_code_runs_on_its_own_alone():
-    assert [c for c, loaded in loads_of(["90a-real", "100a"]).items() if loaded] == [90, 100]
-
-
 @pytest.mark.skipif(not hasattr(_C, "cuda_project"), reason="trak_ext was built without CUDA")
 def test_this_builds_architectures_are_of_a_known_form():
     architectures = _C.cuda_build()["architectures"].split()

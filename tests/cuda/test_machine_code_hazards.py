@@ -189,6 +189,7 @@ def compile_sm90a(source: Path, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", sorted(SOURCES.rglob("*_warpgroup_tiles.cu")), ids=lambda p: p.stem
 )

@@ -14,10 +14,14 @@ import pytest
 import torch
 
 from cuda_host.double import FAULTS, FewTiles, HostKernels, HostNative
+from trak_ext import _C
 from trak_ext.kernels import cuda_paths
 from trak_ext.kernels.cuda_paths import CudaSelfTestWarning, PathChooser, default_path
 from trak_ext.known_answers.quick import check_quickly
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(_C, "cuda_project"), reason="trak_ext was built without CUDA"
+)
 DEVICE = torch.device("cuda:0")
 
 

@@ -23,6 +23,7 @@ def quick_cases(monkeypatch) -> None:
     monkeypatch.setattr(report, "check_cpu_levels", lambda: report.check_cpu())
 
 
+@pytest.mark.slow
 def test_every_cpu_level_gives_the_oracles_answers(capsys):
     assert cli.main(["selftest", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
