@@ -66,6 +66,18 @@ def test_files_of_the_design_exist():
             assert (ROOT / name).is_file(), question
 
 
+def test_calls_of_the_design_are_in_the_source():
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "trak_ext").rglob("*.py"))
+    paths = read("design.md").split("\n## What `")[1:]
+    calls = re.findall(r"^ {4,}(\w+)\.(\w+)", "\n".join(paths), re.MULTILINE)
+    assert len(calls) > 15
+    for owner, name in calls:
+        assert re.search(rf"def {name}\(", source), name
+        assert not owner[0].isupper() or re.search(rf"^class {owner}\b", source, re.MULTILINE), (
+            owner
+        )
+
+
 def test_old_modules_are_gone_and_new_ones_exist():
     rows = table(read("from-0.1.0.md").split("## Modules")[1], "0.1.0")
     assert len(rows) >= 18
