@@ -1,6 +1,6 @@
 """What the estimator's options do to the linear datamodeling score (LDS), on several settings.
 
-    python bench/accuracy.py            # the README's table, minutes on one core
+    python bench/accuracy.py            # docs/accuracy.md's table, minutes on one core
     python bench/accuracy.py --quick    # two settings, one split
 
 Damping's rule was made on split 0 of digits, of digits with other recipes, and of texts; the

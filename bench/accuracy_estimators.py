@@ -29,7 +29,7 @@ def attribute(
         damping: "auto" for `choose_damping` on each kernel matrix, else a multiple of tr(K)/k.
         curvature: "none", "own" for each checkpoint's R, or "mean" for R averaged over checkpoints.
         leverage: As in `trak_ext.score`.
-        blocks: Projections of proj_dim columns a checkpoint, averaged.
+        blocks: Projection blocks of proj_dim columns per checkpoint, averaged.
         proj_dim: None for all columns.
         num_checkpoints: None for all.
     """

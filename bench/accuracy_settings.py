@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+import docstrings
+import minilm
 from trak_ext import project
 from trak_ext.demo import digits
 from trak_ext.gradients import GradientComputer
@@ -45,8 +47,6 @@ def load_digits(seed: int) -> Data:
 
 def load_text(seed: int, num_train: int = 1000, num_test: int = 250) -> Data:
     """First sentences of docstrings as MiniLM's mean token embeddings, labelled by package."""
-    from trak_ext.demo import docstrings, minilm
-
     split = docstrings.load_docstrings_split(num_train, num_test, seed=seed)
     bert, tokenizer = minilm.load_bert()
     sides = []
@@ -64,21 +64,50 @@ def load_text(seed: int, num_train: int = 1000, num_test: int = 250) -> Data:
 
 
 def make_text_head() -> nn.Module:
-    from trak_ext.demo import docstrings
-
     num_classes = len(docstrings.PACKAGES)
     return nn.Sequential(
         nn.Linear(384, NUM_HIDDEN_TEXT), nn.ReLU(), nn.Linear(NUM_HIDDEN_TEXT, num_classes)
     )
 
 
+def make_softmax() -> nn.Module:
+    """Softmax regression 64-10: a convex problem, where attribution theory holds best."""
+    return nn.Sequential(nn.Linear(64, 10))
+
+
+def make_mlp3() -> nn.Module:
+    """A multilayer perceptron 64-64-64-64-10 with ReLUs."""
+    return nn.Sequential(
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+def make_cnn() -> nn.Module:
+    """Two convolutions (8 and 16 channels, 3 x 3, the second with stride 2) and a linear layer."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 2 * 2, 10),
+    )
+
+
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("softmax", load_digits, digits.make_softmax, {}),
+        Setting("softmax", load_digits, make_softmax, {}),
         Setting("mlp", load_digits, digits.make_model, {}),
-        Setting("mlp3", load_digits, digits.make_mlp3, {}),
-        Setting("cnn", load_digits, digits.make_cnn, {}),
+        Setting("mlp3", load_digits, make_mlp3, {}),
+        Setting("cnn", load_digits, make_cnn, {}),
         Setting("text", load_text, make_text_head, {"lr": 0.3}),
     )
 }
@@ -108,12 +137,11 @@ def measure(
         )  # fmt: skip
 
     masks = digits.subset_masks(num_subsets, num_train, seed=split)
-    members = masks.nonzero()[:, 1].view(num_subsets, -1).repeat_interleave(models_a_subset, 0)
     first = split * 10_000
-    states = train(members, first + 1_000)
-    outputs = digits.model_outputs(
-        states, test_inputs, test_labels, model_factory=setting.factory
-    ).view(num_subsets, models_a_subset, -1).mean(1)  # fmt: skip
+    outputs = digits.outputs_after_retraining(
+        (inputs, labels, test_inputs, test_labels), masks, models_a_subset, first + 1_000,
+        model_factory=setting.factory, **setting.recipe,
+    )  # fmt: skip
 
     found = {}
     for half in halves:

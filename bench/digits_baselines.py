@@ -53,26 +53,6 @@ def loader(inputs: Tensor, labels: Tensor) -> DataLoader[Any]:
     return DataLoader(TensorDataset(inputs, labels), batch_size=256)
 
 
-def make_truth(
-    factory: Callable[[], nn.Module],
-    split: digits.DigitsSplit,
-    num_subsets: int,
-    models_a_subset: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Return masks [m, n] and mean outputs [m, t] of networks trained on random halves."""
-    masks = digits.subset_masks(num_subsets, len(split.train_labels), seed=seed)
-    members = masks.nonzero()[:, 1].view(num_subsets, -1).repeat_interleave(models_a_subset, 0)
-    seeds = [seed * 10_000 + 1_000 + i for i in range(len(members))]
-    states = digits.train_models(
-        split.train_inputs, split.train_labels, members, seeds, model_factory=factory
-    )
-    outputs = digits.model_outputs(
-        states, split.test_inputs, split.test_labels, model_factory=factory
-    )
-    return masks, outputs.view(num_subsets, models_a_subset, -1).mean(1)
-
-
 def train_on_all(
     factory: Callable[[], nn.Module], split: digits.DigitsSplit, seeds: Sequence[int], **recipe: Any
 ) -> list[dict[str, Tensor]]:
@@ -116,7 +96,11 @@ def measure(network: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row a method for one network."""
     factory, seed = NETWORKS[network], settings.seed
     split = digits.load_digits_split(settings.num_train, settings.num_test, seed=seed)
-    masks, outputs = make_truth(factory, split, settings.subsets, settings.models_a_subset, seed)
+    masks = digits.subset_masks(settings.subsets, settings.num_train, seed=seed)
+    first = seed * 10_000 + 1_000
+    outputs = digits.outputs_after_retraining(
+        split, masks, settings.models_a_subset, first, model_factory=factory
+    )
     seeds = [seed * 10_000 + i for i in range(settings.checkpoints)]
     states = train_on_all(factory, split, seeds)
     scores = attribute(make_methods(factory, states, settings.proj_dim, seed), split)

@@ -93,7 +93,7 @@ run_tests() {
   if "$python" -c 'import xdist' 2>/dev/null; then
     parallel=(-n 6 -p no:benchmark)  # which warns where tests run side by side
   fi
-  "$bin/pytest" -q -p no:cacheprovider -rs "${parallel[@]}" tests/test_cuda_device*.py || return
+  "$bin/pytest" -q -p no:cacheprovider -rs "${parallel[@]}" tests/cuda/test_device*.py || return
   if grep -q 'no CUDA device' "$results/tests.txt"; then
     echo "the tests did not run on a CUDA device"
     return 1

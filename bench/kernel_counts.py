@@ -1,6 +1,6 @@
 """What a projection's kernels do, counted by running their machine code (sass/machine.py).
 
-The launches are those that the package makes for a problem: the host build of tests/cuda_host notes
+The launches are those that the package makes for a problem: the host build (host_build.py) notes
 them instead of running them. So whatever kernels there are, with whatever tiles, are counted. A
 problem of 10^9 parameters is counted by two of one chunk, of two and of four superblocks (512
 parameters), and by the launches of the whole. Blocks of a launch do the same but for rows that are
@@ -13,22 +13,17 @@ import collections
 import dataclasses
 import functools
 import re
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gpu_costs import Device
-from sass.machine import Machine, Memory
-from sass.matrix import multiply
 
 from cuda_binary import Kernel, branch_target, opcode
+from gpu_costs import Device
+from host_build import library
+from sass.machine import Machine, Memory
+from sass.matrix import multiply
 from trak_ext.normal_table import NORMAL_TABLE
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from cuda_host import library
 
 Array = npt.NDArray[Any]
 SUPERBLOCK = 512
@@ -66,7 +61,7 @@ class Problem:
 @functools.lru_cache(maxsize=1)
 def host_library() -> Any:
     """Build the kernels for the host, to note their launches."""
-    return library.HostLibrary(Path(tempfile.mkdtemp()))
+    return library.HostLibrary()
 
 
 def row_stride(params: int) -> int:

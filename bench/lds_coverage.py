@@ -15,7 +15,7 @@ from torch import Tensor
 from measure import print_table
 from trak_ext.evaluation import lds, lds_difference
 from trak_ext.evaluation.bootstrap import central, mean_over_targets, resample_counts
-from trak_ext.evaluation.difference import _difference
+from trak_ext.evaluation.datamodeling import spearman_difference
 
 POPULATION = 40_000
 NUM_TRAIN, NUM_TARGETS = 60, 30
@@ -26,7 +26,7 @@ def percentile_interval(a: Tensor, b: Tensor, masks: Tensor, outputs: Tensor) ->
     chosen = masks.double()
     values = tuple(x.T.contiguous() for x in (chosen @ a, chosen @ b, outputs))
     counts = resample_counts(len(masks), 300, torch.Generator().manual_seed(0))
-    return central(mean_over_targets(_difference, values, counts))
+    return central(mean_over_targets(spearman_difference, values, counts))
 
 
 def main() -> None:

@@ -20,11 +20,10 @@ import argparse
 import dataclasses
 from typing import Any
 
-from gpu_costs import DEVICES
-from kernel_counts import Problem, add_up, count_problem, pipe_times, stage_figures
-
 import measure
 from cuda_binary import Kernel, find_cuobjdump, read_kernels
+from gpu_costs import DEVICES
+from kernel_counts import Problem, add_up, count_problem, pipe_times, stage_figures
 from trak_ext import _C
 
 # Bytes of shared memory a block.

@@ -6,9 +6,9 @@ python bench/small_scores.py [cuda|cpu] [few]        (cpu: a rehearsal; few: fp3
 from __future__ import annotations
 
 import torch
-from small_projections import run_paths
 
 from projection_cuda import cuda_path
+from small_projections import run_paths
 from trak_ext.kernels.score_pass import SolvedTargets
 
 

@@ -1,6 +1,6 @@
 """TRAK beside its baselines on real text: MiniLM fine-tuned to tell packages by their docstrings.
 
-Texts are first sentences of docstrings, six packages, names masked (trak_ext.demo.docstrings). The
+Texts are first sentences of docstrings, six packages, names masked (examples/docstrings.py). The
 last encoder layer and a linear head are fine-tuned; the five layers below are frozen and their
 activations computed once. Every method sees exactly the fine-tuned parameters, and the same M
 checkpoints, which were trained on all training texts. The truth is retraining on random halves.
@@ -85,7 +85,7 @@ def accuracy(task: TextTask, state: dict[str, Tensor]) -> float:
 
 
 def half_to_half(outputs: Tensor) -> float | None:
-    """Return the rank correlation of one model a subset with another: what noise leaves."""
+    """Return the rank correlation of one model per subset with another: what noise leaves."""
     if outputs.shape[1] < 2:
         return None
     ranks = [outputs[:, r].argsort(0).argsort(0).double() for r in range(2)]

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trak_ext.demo import digits, docstrings, minilm
+import docstrings
+import minilm
+from trak_ext.demo import digits
 
 
 class TextTask(NamedTuple):
@@ -40,7 +42,7 @@ def train_checkpoints(task: TextTask, count: int, seed: int) -> list[dict[str, T
 def retrain_on_halves(
     task: TextTask, num_subsets: int, models_a_subset: int, seed: int, path: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return masks [m, n] and outputs [m, models a subset, t] on the test texts.
+    """Return masks [m, n] and outputs [m, models per subset, t] on the test texts.
 
     With a path, what is there already is not trained again.
     """

@@ -340,6 +340,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cpu_level", [] { return trak_ext::kernels().name; });
   m.def("has_fixed_point", &trak_ext::has_fixed_point);
   m.def("available_cpu_levels", &trak_ext::list_levels);
+  m.attr("__version__") = TRAK_EXT_VERSION;
   m.def("compiler", [] { return TRAK_EXT_COMPILER; });
   m.def("cuda_build", &trak_ext::bind_cuda_build);
 #if defined(TRAK_EXT_CUDA)

@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"Two small towers trained {checkpoints} times on {num_train:,} digits with captions. "
         "A pair's output is how well it is told from other pairs of the training set.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
     same = common.agreement(attributions, lambda item: item.label)

@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"A small convolutional network, trained {checkpoints} times on {num_train:,} digits "
         f"of scikit-learn; it gets {accuracy:.1%} of the test digits right.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
     same = common.agreement(attributions, lambda item: item.label)

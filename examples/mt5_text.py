@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import nn
 
+from docstrings import PACKAGES, Text, package_texts
 from trak_ext import Attributor, report
-from trak_ext.demo.docstrings import PACKAGES, Text, package_texts
 
 SOURCE, NAME = 32, 10  # tokens at most
 
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> report.Attributions:
         note=f"A small mT5 trained {checkpoints} times on {len(kept):,} pairs of a docstring's "
         "first sentence and the name of its function or class.",
         settings=attributor.settings,
+        damping=attributor.damping_,
         fingerprint=attributor.fingerprint,
     )
     common.finish(options.out, attributions, shown=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,36 @@ def test_the_demo_takes_a_kind_of_projection(capsys, tmp_path):
         cli.main(["demo", "--out", str(tmp_path), "--kind", "dense"])
 
 
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5", "4294967296"])
+def test_seeds_that_are_none_are_refused(seed, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--out", str(tmp_path), f"--seed={seed}"])
+    assert f"--seed: expected 0 to 4294967295, got {seed}" in capsys.readouterr().err
+
+
 def test_unknown_commands_are_refused():
     with pytest.raises(SystemExit) as stop:
         cli.main(["attribute"])
     assert stop.value.code == 2
+
+
+OPTIONS = {
+    "demo": {"--out", "--seed", "--kind", "--nnz", "--quiet"},
+    "info": {"--json"},
+    "report": {"--out"},
+    "selftest": {"--device", "--json"},
+}
+
+
+@pytest.mark.parametrize("command", [None, *OPTIONS])
+def test_help_names_every_command_and_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*([command] if command else []), "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    expected = OPTIONS[command] if command else set(OPTIONS)
+    found = set(re.findall(r"^ +(--\w+|-h, --help|[a-z]+)(?=\s)", printed, re.MULTILINE))
+    assert expected <= found
+    if command:
+        assert {word for word in found if word.startswith("--")} == expected
+        assert printed.index("\n\n") < printed.index("options:")  # a description comes first

@@ -1,5 +1,7 @@
 from typing import Any
 
+__version__: str
+
 def project(
     grads: list[tuple[int, int, int, int, int, int]],
     rows: int,

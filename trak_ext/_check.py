@@ -7,6 +7,7 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,13 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def integer(name: str, value: Any, low: int, high: int) -> int:
+def instance(name: str, value: Any, kind: type, meaning: str) -> None:
+    """Refuse what is not of a class; `meaning` says what was expected: "a string"."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {meaning}, got {describe(value)}")
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high]; NumPy integers are welcome, bools and floats not."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         try:
@@ -33,16 +40,22 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
             value = operator.index(value)
         except TypeError:
             raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value}")
+    if value < low or (high is not None and value > high):
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected an integer {expected}, got {value}")
     return value
+
+
+def seed(name: str, value: Any) -> int:
+    """Return `value` as an int that torch's generators take."""
+    return integer(name, value, -(2**63), 2**64 - 1)
 
 
 def nonnegative(name: str, value: Any) -> float:
     """Return `value` as a finite float that is at least 0."""
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
+    if isinstance(value, (bool, np.bool_, str)) or not isinstance(value, (int, float)):
         try:
-            if isinstance(value, (bool, str)):
+            if isinstance(value, (bool, np.bool_, str)):
                 raise TypeError
             value = float(value)
         except (TypeError, ValueError):
@@ -52,11 +65,19 @@ def nonnegative(name: str, value: Any) -> float:
     return float(value)
 
 
-def flag(name: str, value: Any) -> bool:
-    """Return `value`, True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
+def share(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1]."""
+    value = nonnegative(name, value)
+    if value > 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
     return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool, True or False; NumPy's are welcome."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
+    return bool(value)
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:
@@ -65,6 +86,44 @@ def choice(name: str, value: Any, known: Collection[str]) -> str:
         expected = ", ".join(repr(item) for item in known)
         raise ValueError(f"{name}: expected one of {expected}, got {describe(value)}")
     return value
+
+
+def tensor(name: str, value: Any, dims: int, kind: str = "float") -> Tensor:
+    """Return `value`, a tensor of `dims` dimensions.
+
+    Args:
+        kind: "float" for any floating-point dtype and finite values, "integer", or "bool".
+    """
+    instance(name, value, Tensor, "a torch.Tensor")
+    if value.dim() != dims:
+        plural = "" if dims == 1 else "s"
+        raise ValueError(f"{name}: expected {dims} dimension{plural}, got {describe(value)}")
+    floating = value.is_floating_point()
+    whole = not (floating or value.is_complex() or value.dtype == torch.bool)
+    fits = {"float": floating, "integer": whole, "bool": value.dtype == torch.bool}[kind]
+    if not fits:
+        dtype = {"float": "a floating-point dtype", "integer": "an integer dtype"}
+        expected = dtype.get(kind, "dtype torch.bool")
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+    if floating and not (finite := value.isfinite()).all():
+        bad = (~finite).nonzero()
+        raise ValueError(
+            f"{name}: expected finite values, got {len(bad)} that are NaN or Inf, the first at "
+            f"{bad[0].tolist()}"
+        )
+    found: Tensor = value
+    return found
+
+
+def indices(name: str, value: Any, dims: int, stop: int) -> Tensor:
+    """Return `value`, a tensor of integers in 0..stop - 1, as int64."""
+    found = tensor(name, value, dims, "integer").long()
+    if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < stop:
+        raise ValueError(
+            f"{name}: expected integers in 0..{stop - 1}, got {int(found.min())}.."
+            f"{int(found.max())}"
+        )
+    return found
 
 
 def float_tensor(name: str, value: Any, shape: str, dims: tuple[int, ...]) -> Tensor:

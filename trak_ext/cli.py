@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .kernels.operators import KINDS
 from .kernels.runtime import build_info
@@ -14,93 +15,118 @@ from .kernels.runtime import build_info
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (0, or 1 with one sentence on stderr)."""
-    parser = argparse.ArgumentParser(
-        prog="trak-ext", description="Which training examples made the model say this?"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="print versions, CPU level, CUDA build and devices")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    demo = commands.add_parser(
-        "demo", help="train on digits, attribute, compare with retraining, draw a picture"
-    )
-    demo.add_argument("--out", type=Path, required=True, help="folder for the results")
-    demo.add_argument("--seed", type=_seed, default=1, help="of everything random (default: 1)")
-    demo.add_argument(
-        "--kind", choices=KINDS, default="rademacher", help="of projection (default: rademacher)"
-    )
-    demo.add_argument("--nnz", type=int, default=1, help="of kind sjlt (default: 1)")
-    demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    report = commands.add_parser(
-        "report", help="make one HTML file of what trak_ext.report.save_bundle wrote"
-    )
-    report.add_argument("bundle", type=Path, help="the folder that was written")
-    report.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="file (default: report.html)"
-    )
-    selftest = commands.add_parser(
-        "selftest", help="let every kernel solve problems with known answers (exit status 0 or 1)"
-    )
-    selftest.add_argument("--device", help="cpu, or a CUDA device (default: the CPU and all GPUs)")
-    selftest.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        if options.command == "info":
-            print_info(options.json)
-        elif options.command == "selftest":
-            return run_selftest(options.device, options.json)
-        elif options.command == "report":
-            from .report import load_bundle, write_report
-
-            write_report(options.out, load_bundle(options.bundle))
-            print(f"wrote {options.out}")
-        else:
-            from .demo.run import run
-
-            run(
-                options.out,
-                seed=options.seed,
-                kind=options.kind,
-                nnz=options.nnz,
-                progress=not options.quiet,
-            )
+        return run(options)
     except (ValueError, ImportError, OSError) as error:
         print(f"trak-ext {options.command}: {error}", file=sys.stderr)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trak-ext",
+        description="Which training examples made the model say this? Attribution itself is a "
+        "Python library, trak_ext.Attributor; these commands show what it does, and check it.",
+        epilog="trak-ext COMMAND --help says what a command takes.",
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands"
+    )
+
+    def add(run: Callable[[Any], int], summary: str, details: str) -> Callable[..., Any]:
+        name = run.__name__.strip("_")
+        command = commands.add_parser(name, help=summary, description=details)
+        command.set_defaults(run=run)
+        return command.add_argument
+
+    option = add(
+        _demo,
+        "attribute handwritten digits and compare with retraining (half a minute)",
+        "Train small networks on scikit-learn's handwritten digits, find the training digits "
+        "behind their predictions, and compare with what retraining really does. Writes "
+        "attributions.png (a picture), report.html, bundle/ (what the report is made of) and "
+        "results.json. Needs no download; `pip install trak-ext[demo]` brings what it imports.",
+    )
+    option("--out", type=Path, required=True, metavar="FOLDER", help="folder to write into")
+    option("--seed", type=_seed, default=1, help="of everything random (default: 1)")
+    text = "entries of the random projection matrix (default: rademacher)"
+    option("--kind", choices=KINDS, default="rademacher", help=text)
+    text = "columns of that matrix that each parameter meets, for --kind sjlt (default: 1)"
+    option("--nnz", type=int, default=1, help=text)
+    option("--quiet", action="store_true", help="print the results alone")
+    option = add(
+        _report,
+        "make an HTML page of attributions that were saved",
+        "Make one HTML file, which needs nothing else, of attributions that "
+        "trak_ext.report.save_bundle wrote: without the model and without the data.",
+    )
+    option("bundle", type=Path, metavar="FOLDER", help="the folder that save_bundle wrote")
+    out = Path("report.html")
+    option("--out", type=Path, default=out, metavar="FILE", help=f"file to write (default: {out})")
+    option = add(
+        _info,
+        "print versions and what this machine and build can do",
+        "Print versions, the CPU instructions in use, whether the build has CUDA, and the devices.",
+    )
+    option("--json", action="store_true", help="print JSON")
+    option = add(
+        _selftest,
+        "check every kernel on this machine against known answers",
+        "Let every CPU and CUDA kernel solve problems with known answers. The exit status is 0 "
+        "where all agree, else 1.",
+    )
+    option("--device", help="cpu, or a CUDA device (default: the CPU and all GPUs)")
+    option("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo.run import run
+
+    choice = {name: getattr(options, name) for name in ("seed", "kind", "nnz")}
+    run(options.out, **choice, progress=not options.quiet)
     return 0
 
 
-def run_selftest(device: str | None, as_json: bool) -> int:
-    """Print trak_ext.selftest() for people, or as JSON; return 0 where it passed, else 1."""
+def _report(options: argparse.Namespace) -> int:
+    from .report import load_bundle, write_report
+
+    write_report(options.out, load_bundle(options.bundle))
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    information = build_info()
+    if options.json:
+        print(json.dumps(information, indent=2))
+        return 0
+    devices = [
+        f"{device['name']} (sm_{device['compute_capability']}, "
+        f"{device['memory_bytes'] / 2**30:.0f} GiB)"
+        for device in information.pop("cuda_devices")
+    ]
+    for key, value in {**information, "cuda_devices": devices or ["none"]}.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        name = "matrix definition" if key == "law_version" else key.replace("_", " ")
+        print(f"{name:<20}{text}")
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
     from .known_answers.report import selftest
 
-    report = selftest(device)
-    print(json.dumps(report.as_dict(), indent=2) if as_json else report)
+    report = selftest(options.device)
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
     return 0 if report.passed else 1
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
-    if not 0 <= seed < 2**32:
-        raise argparse.ArgumentTypeError(f"expected 0 to {2**32 - 1}, got {seed}")
-    return seed
-
-
-def print_info(as_json: bool) -> None:
-    """Print build_info() for people, or as JSON."""
-    information = build_info()
-    if as_json:
-        print(json.dumps(information, indent=2))
-        return
-    devices = information.pop("cuda_devices")
-    for key, value in information.items():
-        text = ", ".join(value) if isinstance(value, list) else value
-        print(f"{key.replace('_', ' '):<20}{text}")
-    names = [
-        f"{device['name']} (sm_{device['compute_capability']}, "
-        f"{device['memory_bytes'] / 2**30:.0f} GiB)"
-        for device in devices
-    ]
-    print(f"{'cuda devices':<20}{', '.join(names) or 'none'}")
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**32 - 1}, got {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The slow and obvious oracle: the law of the matrix, projection and scores in plain NumPy.
+"""The slow and obvious oracle: the matrix's definition, projection and scores in plain NumPy.
 
 Imports nothing of the compiled module. The law's text is csrc/law.md.
 """

@@ -1,19 +1,15 @@
-"""The matrix instructions of machine.py, by CuTe's layouts (tests/cuda_host/layouts.py)."""
+"""The matrix instructions of machine.py, by CuTe's layouts (layouts.py)."""
 
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .layouts import WARP_A, WARP_B, WARP_C, WARPGROUP_A, Descriptor, warpgroup_c
 from .operands import predicate_of, register_of
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from cuda_host.layouts import WARP_A, WARP_B, WARP_C, WARPGROUP_A, Descriptor, warpgroup_c
 
 Array = npt.NDArray[Any]
 

@@ -1,6 +1,6 @@
 // The few operations that kernels take from the device. There are two sets of them: the device's
 // own (device_cuda.h), and one that runs the same kernel source on the host, a fiber a thread, so
-// that the kernels can be tested where there is no GPU (tests/cuda_host/device_host.h).
+// that the kernels can be tested where there is no GPU (tests/helpers/cuda_host/device_host.h).
 #pragma once
 
 #include <cstdint>

@@ -65,7 +65,7 @@ class Attributor:
     Memory of `fit`, beside the model and one checkpoint's weights: chunk_size times
     `GradientComputer.sample_bytes`, a batch, a shard of features (64 MiB with its copy) and up to
     24 blocks proj_dim^2 bytes of kernel matrices; without a store, all features too. `attribute`
-    reads a shard (32 MiB) of every checkpoint at a time and holds 16 M blocks proj_dim bytes a
+    reads a shard (32 MiB) of every checkpoint at a time and holds 16 M blocks proj_dim bytes per
     target.
 
     A store made with fewer checkpoints is continued by `fit`, and one made with more is read as far
@@ -221,6 +221,7 @@ class Attributor:
                 positive definite (names damping).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
+        largest = _check.flag("largest", largest)
         fitted = self._open_fitted()
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, fitted.num_samples)

@@ -1,8 +1,7 @@
 """What TRAK is compared with: simpler attributions under the same interface as `Attributor`."""
 
-from .base import Baseline
+from .base import Baseline, Random
 from .gradient import GradientBaseline, GradientCosine, GradientProduct, TracIn
-from .random_scores import Random
 from .representation import RepresentationSimilarity
 
 __all__ = [

@@ -12,15 +12,20 @@ from tqdm import tqdm
 
 from .. import _check
 from ..attribution.features import changed_data, not_finite, on_device, prepare_context
-from ..gradients import GradientComputer
+from ..gradients import GradientComputer, ParameterChoice
 from ..inputs import loaders
 from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device
 from ..inputs.loaders import SampleDigest, batch_tensors
+from ..kernels.projection import MAX_SEED, projection_matrix
 from ..kernels.score_pass import RunningTopK, TopK
 from ..store import SampleId
 from ..tasks import Task, get_task
 
+State = Mapping[str, Tensor]
+
 _BLOCK_SCORES = 2**22  # scores that are made at a time: 16 MiB
+_FP32_WHOLE = 2**24  # whole numbers up to here are exact in fp32
+_FINER = 2.0**-8  # entries are rounded to bf16; a second, smaller one keeps ties rare
 
 
 class Features(NamedTuple):
@@ -63,8 +68,7 @@ class Baseline(ABC):
         chunk_size: int | None = None,
         progress: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected a torch.nn.Module, got {_check.describe(model)}")
+        _check.instance("model", model, nn.Module, "a torch.nn.Module")
         self.task = get_task(task)
         if chunk_size is not None:
             chunk_size = _check.integer("chunk_size", chunk_size, 1, 2**31)
@@ -73,7 +77,7 @@ class Baseline(ABC):
         self._checkpoints = Checkpoints(model, checkpoints)
         self.device = choose_device(model, device)
         self._progress = progress
-        self._contexts: list[dict[str, Tensor]] = []  # what the task prepared, by checkpoint
+        self._contexts: list[State] = []  # what the task prepared, by checkpoint
         self._train: Samples | None = None
 
     # --- what a method is -------------------------------------------------------------------------
@@ -82,14 +86,9 @@ class Baseline(ABC):
 
     @abstractmethod
     def _features(
-        self,
-        weights: dict[str, Tensor],
-        m: int,
-        batch: Any,
-        context: Mapping[str, Tensor],
-        index: Tensor,
+        self, weights: State, m: int, batch: Any, context: State, index: Tensor
     ) -> Iterator[Features]:
-        """Yield the features of a batch under checkpoint m, in order, a chunk at a time.
+        """Yield the features of a batch under checkpoint m, in order, a sample chunk at a time.
 
         Args:
             context: What the task prepared for the checkpoint; empty where it prepares nothing.
@@ -143,18 +142,19 @@ class Baseline(ABC):
             ValueError: before `fit`; targets with NaN or Inf (named).
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
+        largest = _check.flag("largest", largest)
         train, ids = self._fitted()
         num_train = len(train[0].rows)
         if top_k is not None:
             top_k = _check.integer("top_k", top_k, 0, num_train)
         targets, target_ids = self._samples("test_loader", test_loader, "targets", training=False)
-        num_targets = len(targets[0].rows)
+        size = (num_train, len(targets[0].rows))
         if top_k is None:
-            scores = torch.empty((num_train, num_targets), dtype=torch.float32, device="cpu")
+            scores = torch.empty(size, dtype=torch.float32, device="cpu")
             for start, block in self._score_blocks(train, targets):
                 scores[start : start + len(block)] = block
             return scores
-        running = RunningTopK(num_targets, top_k, largest, torch.float32, torch.device("cpu"))
+        running = RunningTopK(size[1], top_k, largest, torch.float32, torch.device("cpu"))
         for start, block in self._score_blocks(train, targets):
             running.add_scores(block, start)
         best = running.best
@@ -175,7 +175,7 @@ class Baseline(ABC):
             total += self._self(m, features)
         return total
 
-    # --- parts ------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------
 
     def _prepares(self) -> bool:
         return self._runs_task and self.task.prepare is not None
@@ -189,74 +189,69 @@ class Baseline(ABC):
         self, train: list[Features], targets: list[Features]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (start, scores [rows, t]) of training samples in order, a bounded block each."""
-        num_train, num_targets = len(train[0].rows), len(targets[0].rows)
+        num_targets = len(targets[0].rows)
         step = max(1, _BLOCK_SCORES // max(num_targets, 1))
-        for start in range(0, num_train, step):
-            size = (min(step, num_train - start), num_targets)
+        for start in range(0, len(train[0].rows), step):
+            parts = [Features(*(x[start : start + step] for x in features)) for features in train]
+            size = (len(parts[0].rows), num_targets)
             block = torch.zeros(size, dtype=torch.float32, device="cpu")
-            for m, (features, ends) in enumerate(zip(train, targets, strict=True)):
-                if num_targets == 0:  # their features have no length
-                    continue
-                part = Features(*(tensor[start : start + step] for tensor in features))
-                block += self._pair(m, part, ends)
+            for m, part in enumerate(parts if num_targets else ()):  # else they have no length
+                block += self._pair(m, part, targets[m])
             yield start, block
 
     def _samples(self, name: str, loader: Iterable[Any], label: str, *, training: bool) -> Samples:
         """Return the features of all of a loader's samples for each checkpoint, and their ids."""
-        samples = loaders.num_samples(loader)
-        total = None if samples is None else samples * len(self._checkpoints)
+        count = loaders.num_samples(loader)
+        total = None if count is None else count * len(self._checkpoints)
         features: list[Features] = []
         ids: list[SampleId] = []
-        expected: str | None = None  # the digest of the first pass
+        passes = _Passes(name)
         if training:
             self._contexts = []
         with tqdm(total=total, desc=label, unit=" samples", disable=not self._progress) as bar:
             for m in range(len(self._checkpoints)):
                 weights = self._checkpoints.load(m, self.device)
                 if training:
-                    expected = self._prepare(m, weights, name, loader, expected)
+                    self._contexts.append(self._prepared(m, weights, loader, passes))
                 context = on_device(self._contexts[m], self.device)
-                digest = SampleDigest()
+                digest, stop = SampleDigest(), 0
                 parts: list[Features] = []
-                count = 0
-                for segment in loaders.segments(loader, self.device, 2**62):
-                    count = segment.stop
-                    digest.update(batch_tensors(segment.batch), segment.ids)
+                for start, stop, batch, own in loaders.segments(loader, self.device, 2**62):
+                    digest.update(batch_tensors(batch), own)
                     if m == 0:
-                        ids.extend(segment.ids or [])
-                    index = torch.arange(segment.start, count, device=self.device)
+                        ids.extend(own or [])
+                    index = torch.arange(start, stop, device=self.device)
                     if not training:
                         index.fill_(-1)
-                    for part in self._features(weights, m, segment.batch, context, index):
-                        parts.append(Features(part.rows.float().cpu(), part.weight.float().cpu()))
-                    bar.update(count - segment.start)
-                expected = _compared(name, digest.hexdigest(), expected, count)
+                    for part in self._features(weights, m, batch, context, index):
+                        parts.append(Features(*(x.float().cpu() for x in part)))
+                    bar.update(stop - start)
+                passes.compare(digest.hexdigest(), stop)
                 features.append(_joined(name, parts))
         return Samples(features, ids or None)
 
-    def _prepare(
-        self,
-        m: int,
-        weights: dict[str, Tensor],
-        name: str,
-        loader: Iterable[Any],
-        expected: str | None,
-    ) -> str | None:
-        """Keep what the task prepares for checkpoint m; return the digest of the data."""
+    def _prepared(self, m: int, weights: State, loader: Iterable[Any], passes: _Passes) -> State:
+        """Return what the task prepares for checkpoint m."""
         if not self._prepares():
-            self._contexts.append({})
-            return expected
+            return {}
         computer = GradientComputer(self._model, self.task, "*")
         context, count = prepare_context(computer, weights, loader, self.device, m)
-        self._contexts.append(context.tensors)
-        return _compared(name, context.data_digest, expected, count)
+        passes.compare(context.data_digest, count)
+        return context.tensors
 
 
-def _compared(name: str, found: str, expected: str | None, count: int) -> str:
-    """Return the digest of `count` samples; refuse one other than expected."""
-    if expected is not None and found != expected:
-        raise changed_data(name, 0, count)
-    return found
+class _Passes:
+    """Refuses a loader whose passes bring different data."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._first: str | None = None
+
+    def compare(self, digest: str, count: int) -> None:
+        """Take the digest of a pass over `count` samples."""
+        if self._first not in (None, digest):
+            raise changed_data(self._name, 0, count)
+        self._first = digest
 
 
 def _joined(name: str, parts: list[Features]) -> Features:
@@ -274,3 +269,53 @@ def _joined(name: str, parts: list[Features]) -> Features:
     if bad.any():
         raise not_finite(name, bad.nonzero()[:, 0].tolist(), "features")
     return joined
+
+
+class Random(Baseline):
+    """Independent normal scores: a function of the seed and both samples' positions alone.
+
+    What any attribution must beat.
+
+    Args:
+        seed: Of the scores, 0 to 2**64 - 1.
+        params: As in other methods, and all their other arguments: taken, so that it can stand in
+            another's place; the model is never run.
+    """
+
+    _runs_task = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: str | Task,
+        *,
+        seed: int = 0,
+        params: ParameterChoice = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(model, task, **arguments)
+        self.seed = _check.integer("seed", seed, 0, MAX_SEED)
+
+    def _features(
+        self, weights: State, m: int, batch: Any, context: State, index: Tensor
+    ) -> Iterator[Features]:
+        # A sample's only feature is its position, in two numbers that fp32 holds exactly.
+        rows = torch.stack([index // _FP32_WHOLE, index % _FP32_WHOLE], 1)
+        yield Features(rows, torch.ones_like(index))
+
+    def _pair(self, m: int, train: Features, targets: Features) -> Tensor:
+        size = (len(train.rows), len(targets.rows))
+        if m > 0 or size[0] == 0:
+            return torch.zeros(size, dtype=torch.float32, device="cpu")
+        high, low = (int(x) for x in train.rows[0])
+        coarse, fine = (
+            projection_matrix(
+                *size,
+                kind="normal",
+                seed=self.seed,
+                model_id=model_id,
+                param_offset=high * _FP32_WHOLE + low,
+            )
+            for model_id in (0, 1)
+        )
+        return coarse + _FINER * fine

@@ -7,7 +7,7 @@ of f and from Q, as TRAK does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..gradients import GradientComputer, ParameterChoice
 from ..kernels import operators
 from ..kernels.projection import MAX_PROJ_DIM, MAX_SEED, check_nnz, project
 from ..tasks import Task
-from .base import Baseline, Features
+from .base import Baseline, Features, State
 
 
 class GradientBaseline(Baseline):
@@ -26,7 +26,7 @@ class GradientBaseline(Baseline):
 
     Args:
         params: Which parameters are differentiated, as in `Attributor`.
-        proj_dim: None for exact gradients, which take M x n x P numbers; or features k a sample,
+        proj_dim: None for exact gradients, which take M x n x P numbers; or k features per sample,
             gradients times R / sqrt(k), whose dot product is an unbiased estimate of the
             gradients' with a relative error of about 1 / sqrt(k).
         kind, seed, nnz: Of the projection, as in `trak_ext.project`; checkpoint m has model_id m.
@@ -56,30 +56,20 @@ class GradientBaseline(Baseline):
         self._gradients = GradientComputer(model, self.task, params, self.chunk_size)
 
     def _features(
-        self,
-        weights: dict[str, Tensor],
-        m: int,
-        batch: Any,
-        context: Mapping[str, Tensor],
-        index: Tensor,
+        self, weights: State, m: int, batch: Any, context: State, index: Tensor
     ) -> Iterator[Features]:
-        for part in self._gradients(weights, batch, context, index):
-            grads = {name: grad.detach() for name, grad in part.grads.items()}
+        for chunk in self._gradients(weights, batch, context, index):
+            grads = {name: grad.detach() for name, grad in chunk.grads.items()}
             if self.proj_dim is None:
                 rows = torch.cat(
                     [grad.reshape(len(grad), -1).float() for grad in grads.values()], 1
                 )
             else:
                 features = project(
-                    grads,
-                    self.proj_dim,
-                    kind=self.kind,
-                    seed=self.seed,
-                    model_id=m,
-                    nnz=self.nnz,
+                    grads, self.proj_dim, kind=self.kind, seed=self.seed, model_id=m, nnz=self.nnz
                 )
                 rows = features / math.sqrt(self.proj_dim)
-            yield Features(rows, part.weight.detach())
+            yield Features(rows, chunk.weight.detach())
 
 
 class GradientProduct(GradientBaseline):
@@ -124,7 +114,7 @@ class TracIn(GradientBaseline):
     the target's own Q comes in: eta_m Q_mi Q_mz g_mi . g_mz.
 
     Args:
-        learning_rates: eta_m, one a checkpoint, finite and at least 0; None for ones.
+        learning_rates: eta_m, one per checkpoint, finite and at least 0; None for ones.
 
     All other arguments are those of `GradientProduct`.
     """
@@ -140,17 +130,14 @@ class TracIn(GradientBaseline):
         super().__init__(model, task, **arguments)
         if learning_rates is None:
             learning_rates = [1.0] * len(self._checkpoints)
-        if isinstance(learning_rates, str) or not isinstance(learning_rates, Sequence):
-            raise TypeError(
-                f"learning_rates: expected a list of numbers, got {_check.describe(learning_rates)}"
-            )
+        _check.instance("learning_rates", learning_rates, Sequence, "a list of numbers")
         self.learning_rates = [
             _check.nonnegative(f"learning_rates[{i}]", rate)
             for i, rate in enumerate(learning_rates)
         ]
         if len(self.learning_rates) != len(self._checkpoints):
             raise ValueError(
-                f"learning_rates: expected one a checkpoint ({len(self._checkpoints)}), got "
+                f"learning_rates: expected one per checkpoint ({len(self._checkpoints)}), got "
                 f"{len(self.learning_rates)}"
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from .. import _check
 from ..gradients import GradientComputer
 from ..inputs.loaders import batch_size, map_tensors
 from ..tasks import Task
-from .base import Baseline, Features
+from .base import Baseline, Features, State
 
 SIMILARITIES = ("cosine", "dot", "negative_distance")
 SIDES = ("input", "output")
@@ -56,12 +56,7 @@ class RepresentationSimilarity(Baseline):
         self.similarity = _check.choice("similarity", similarity, SIMILARITIES)
 
     def _features(
-        self,
-        weights: dict[str, Tensor],
-        m: int,
-        batch: Any,
-        context: Mapping[str, Tensor],
-        index: Tensor,
+        self, weights: State, m: int, batch: Any, context: State, index: Tensor
     ) -> Iterator[Features]:
         seen: list[Tensor] = []
 

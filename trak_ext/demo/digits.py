@@ -1,43 +1,25 @@
 """The offline experiment: scikit-learn digits, a small MLP, and subset models trained side by side.
 
-It exists so that attribution quality can be measured anywhere in seconds, without a download: the
-images come inside scikit-learn, and `train_models` trains hundreds of networks at once by stacking
-their parameters along a leading axis and mapping one training step over it (`torch.func.vmap`).
-
-Nothing here is needed for attribution itself; scikit-learn is imported where used and comes with
-``pip install trak-ext[demo]``.
+Attribution quality can so be measured anywhere in seconds, without a download: the images come
+inside scikit-learn (``pip install trak-ext[demo]``), and `train_models` trains hundreds of networks
+at once by mapping one training step over their stacked parameters (`torch.func.vmap`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from tqdm import tqdm
 
+from .. import _check
 from ..tasks import classification_output
 
-__all__ = [
-    "DigitsSplit",
-    "load_digits_split",
-    "make_cnn",
-    "make_mlp3",
-    "make_model",
-    "make_softmax",
-    "model_outputs",
-    "subset_masks",
-    "train_models",
-    "unstack_states",
-]
-
 IMAGE_SIDE = 8  # pixels
-NUM_PIXELS = IMAGE_SIDE * IMAGE_SIDE
-NUM_CLASSES = 10
-NUM_HIDDEN = 64
 MAX_INTENSITY = 16.0  # the data set's pixels are counts 0..16
 
 
@@ -58,17 +40,12 @@ class DigitsSplit(NamedTuple):
 def load_digits_split(num_train: int = 1200, num_test: int = 300, *, seed: int = 0) -> DigitsSplit:
     """Draw disjoint training and test sets from scikit-learn's 1,797 digits.
 
-    Args:
-        num_train: training samples n, at least 1.
-        num_test: held-out samples t, at least 0; n + t is at most 1,797.
-        seed: of the shuffle that makes the split; the same seed gives the same split.
-
-    Returns:
-        A `DigitsSplit`; pixels are divided by 16 and centred by the training set's mean.
+    Pixels are divided by 16 and centred by the training set's mean. The same seed gives the same
+    split.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: more samples are asked for than there are.
+        ValueError: num_train below 1, num_test below 0, or more samples than there are.
     """
     try:
         from sklearn.datasets import load_digits
@@ -79,11 +56,8 @@ def load_digits_split(num_train: int = 1200, num_test: int = 300, *, seed: int =
         ) from error
 
     pixels, digits = load_digits(return_X_y=True)
-    if num_train < 1 or num_test < 0 or num_train + num_test > len(pixels):
-        raise ValueError(
-            f"num_train and num_test: expected num_train >= 1, num_test >= 0 and a sum of at most "
-            f"{len(pixels)}, got {num_train} and {num_test}"
-        )
+    num_train = _check.integer("num_train", num_train, 1, len(pixels))
+    num_test = _check.integer("num_test", num_test, 0, len(pixels) - num_train)
     order = torch.randperm(len(pixels), generator=_generator(seed), device="cpu")
     inputs = torch.from_numpy(pixels).float().div(MAX_INTENSITY)[order]
     labels = torch.from_numpy(digits).long()[order]
@@ -95,66 +69,24 @@ def load_digits_split(num_train: int = 1200, num_test: int = 300, *, seed: int =
 
 def make_model() -> nn.Module:
     """A multilayer perceptron 64-64-10 with a ReLU, initialised from torch's global generator."""
-    return nn.Sequential(
-        nn.Linear(NUM_PIXELS, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, NUM_CLASSES)
-    )
-
-
-def make_softmax() -> nn.Module:
-    """Softmax regression 64-10: a convex problem, where attribution theory holds best."""
-    return nn.Sequential(nn.Linear(NUM_PIXELS, NUM_CLASSES))
-
-
-def make_mlp3() -> nn.Module:
-    """A multilayer perceptron 64-64-64-64-10 with ReLUs."""
-    return nn.Sequential(
-        nn.Linear(NUM_PIXELS, NUM_HIDDEN),
-        nn.ReLU(),
-        nn.Linear(NUM_HIDDEN, NUM_HIDDEN),
-        nn.ReLU(),
-        nn.Linear(NUM_HIDDEN, NUM_HIDDEN),
-        nn.ReLU(),
-        nn.Linear(NUM_HIDDEN, NUM_CLASSES),
-    )
-
-
-def make_cnn() -> nn.Module:
-    """Two convolutions (8 and 16 channels, 3 x 3, the second with stride 2) and a linear layer."""
-    return nn.Sequential(
-        nn.Unflatten(1, (1, IMAGE_SIDE, IMAGE_SIDE)),
-        nn.Conv2d(1, 8, 3),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16 * 2 * 2, NUM_CLASSES),
-    )
+    return nn.Sequential(nn.Linear(IMAGE_SIDE**2, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def subset_masks(num_subsets: int, num_train: int, *, alpha: float = 0.5, seed: int = 0) -> Tensor:
     """Draw random training subsets of equal size.
 
-    Args:
-        num_subsets: m, at least 0.
-        num_train: n, at least 0.
-        alpha: share of the training set in each subset, in [0, 1]; the size is round(alpha · n).
-        seed: of the draw.
-
     Returns:
-        Masks [m, n], bool, each row with exactly round(alpha · n) ones.
+        Masks [num_subsets, num_train], bool, each row with exactly round(alpha · num_train) ones.
         `masks.nonzero()[:, 1].view(m, -1)` are the index lists that `train_models` takes.
 
     Raises:
         ValueError: a negative count, or alpha outside [0, 1].
     """
-    if num_subsets < 0 or num_train < 0:
-        raise ValueError(
-            f"num_subsets and num_train: expected counts >= 0, got {num_subsets} and {num_train}"
-        )
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
+    num_subsets = _check.integer("num_subsets", num_subsets, 0)
+    num_train = _check.integer("num_train", num_train, 0)
+    alpha = _check.share("alpha", alpha)
     generator = _generator(seed)
-    masks = torch.zeros(num_subsets, num_train, dtype=torch.bool, device="cpu")
+    masks = torch.zeros((num_subsets, num_train), dtype=torch.bool, device="cpu")
     for row in masks:
         order = torch.randperm(num_train, generator=generator, device="cpu")
         row[order[: round(alpha * num_train)]] = True
@@ -188,59 +120,68 @@ def train_models(
     Args:
         inputs: [n, d], floating point.
         labels: [n], int64 class indices.
-        subsets: [num_models, s], int64 indices into the n samples, one row a model; with s = 0
+        subsets: [num_models, s], int64 indices into the n samples, one row per model; with s = 0
             the models stay as initialised.
-        seeds: one a model.
+        seeds: one per model.
         model_factory: makes an untrained model from torch's global generator (whose state is kept).
-        epochs: passes over the subset.
-        batch_size: samples a step; an epoch's last batch holds what is left.
-        lr: peak learning rate.
-        momentum: of the velocity v.
-        weight_decay: coefficient of the added θ.
+        epochs, batch_size, lr, momentum, weight_decay: the recipe; an epoch's last batch holds what
+            is left.
         models_at_once: models stepped together; bounds memory and keeps their state in cache.
-        progress: show a bar of models · epochs with tqdm.
-        description: the bar's label.
+        progress, description: whether to show a bar of models · epochs, and its label.
 
     Returns:
         Stacked parameters: name → [num_models, *shape], detached. `unstack_states` splits them.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, or indices outside the n samples.
+        TypeError, ValueError: shapes or dtypes that do not fit, or indices outside the n samples.
     """
-    _check_samples(inputs, labels)
-    if subsets.ndim != 2 or subsets.dtype != torch.int64:
-        raise ValueError(
-            f"subsets: expected int64 indices [num_models, s], got {subsets.dtype} "
-            f"{list(subsets.shape)}"
-        )
-    if subsets.numel() and not 0 <= int(subsets.min()) <= int(subsets.max()) < len(inputs):
-        raise ValueError(
-            f"subsets: expected indices in 0..{len(inputs) - 1}, got {int(subsets.min())}.."
-            f"{int(subsets.max())}"
-        )
+    labels = _checked_labels(inputs, labels)
+    subsets = _check.indices("subsets", subsets, 2, len(inputs))
     if len(subsets) == 0 or len(seeds) != len(subsets):
         raise ValueError(
-            f"seeds: expected at least one and one a row of subsets ({len(subsets)}), got "
+            f"seeds: expected at least one, and one per row of subsets ({len(subsets)}), got "
             f"{len(seeds)}"
         )
-    for name, value in (("batch_size", batch_size), ("models_at_once", models_at_once)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    batch_size = _check.integer("batch_size", batch_size, 1)
+    models_at_once = _check.integer("models_at_once", models_at_once, 1)
 
+    model = _meta_model(model_factory)
+
+    def loss(parameters: dict[str, Tensor], batch: Tensor, targets: Tensor) -> Tensor:
+        logits = functional_call(model, parameters, (batch,))
+        return nn.functional.cross_entropy(logits, targets)
+
+    gradients = vmap(grad(loss))
     num_steps = epochs * math.ceil(subsets.shape[1] / batch_size)
     schedule = [0.5 * lr * (1.0 + math.cos(math.pi * s / num_steps)) for s in range(num_steps)]
     bar = tqdm(total=len(subsets) * epochs, desc=description, unit=" epochs", disable=not progress)
-    chunks = []
-    for start in range(0, len(subsets), models_at_once):
-        chosen = slice(start, start + models_at_once)
-        chunks.append(
-            _train_chunk(
-                inputs, labels, subsets[chosen], seeds[chosen], model_factory, epochs, batch_size,
-                schedule, momentum, weight_decay, bar,
-            )
-        )  # fmt: skip
+
+    def train_together(subsets: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Train as many models in step with each other as there are rows."""
+        parameters = _initial_parameters(model_factory, seeds)
+        velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        generators = [_generator(seed) for seed in seeds]
+        size, rates = subsets.shape[1], iter(schedule)
+        for _ in range(epochs):
+            shuffles = [torch.randperm(size, generator=g, device="cpu") for g in generators]
+            order = subsets.gather(1, torch.stack(shuffles).to(subsets.device))  # [c, s]
+            # An empty subset has no batch: the mean loss would be NaN.
+            for index in order.split(batch_size, dim=1) if size else ():  # [c, b]
+                rate = next(rates)
+                step = gradients(parameters, inputs[index], labels[index])
+                for name, value in parameters.items():
+                    v = velocity[name].mul_(momentum)
+                    v.add_(step[name]).add_(value, alpha=weight_decay)
+                    value.sub_(v, alpha=rate)
+            bar.update(len(subsets))
+        return parameters
+
+    trained = [
+        train_together(subsets[start : start + models_at_once], seeds[start:][:models_at_once])
+        for start in range(0, len(subsets), models_at_once)
+    ]
     bar.close()
-    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return {name: torch.cat([part[name] for part in trained]) for name in trained[0]}
 
 
 def unstack_states(states: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -258,76 +199,56 @@ def model_outputs(
 ) -> Tensor:
     """The classification output f = log(p_y / (1 − p_y)) of every model on every sample.
 
-    See `trak_ext.tasks.classification_output`.
-
     Args:
-        states: stacked parameters, name → [num_models, *shape], as `train_models` returns them.
-        inputs: [t, d].
-        labels: [t], int64.
+        states: as `train_models` returns them.
+        inputs, labels: [t, d] and [t].
         model_factory: makes a model of the states' architecture.
 
     Returns:
         Outputs [num_models, t] in the parameters' dtype.
-
-    Raises:
-        ValueError: inputs and labels that do not fit each other, or states of unequal lengths.
     """
-    _check_samples(inputs, labels)
+    labels = _checked_labels(inputs, labels)
     _num_models(states)
     model = _meta_model(model_factory)
+
+    def outputs(state: dict[str, Tensor]) -> Tensor:
+        return classification_output(functional_call(model, state, (inputs,)), labels).output
+
     with torch.no_grad():
-        outputs: Tensor = vmap(
-            lambda state: (
-                classification_output(functional_call(model, state, (inputs,)), labels).output
-            )
-        )(dict(states))
-    return outputs
+        found: Tensor = vmap(outputs)(dict(states))
+    return found
 
 
-def _train_chunk(
-    inputs: Tensor,
-    labels: Tensor,
-    subsets: Tensor,  # [c, s]
-    seeds: Sequence[int],
-    model_factory: Callable[[], nn.Module],
-    epochs: int,
-    batch_size: int,
-    schedule: Sequence[float],
-    momentum: float,
-    weight_decay: float,
-    bar: tqdm,
-) -> dict[str, Tensor]:
-    """Train c models in step with each other; see `train_models`."""
-    parameters = _initial_parameters(model_factory, seeds)
-    model = _meta_model(model_factory)
+def outputs_after_retraining(
+    split: tuple[Tensor, ...],
+    masks: Tensor,
+    models_per_subset: int,
+    first_seed: int,
+    *,
+    model_factory: Callable[[], nn.Module] = make_model,
+    **recipe: Any,
+) -> Tensor:
+    """What networks say of the test samples that were trained on subsets: mean outputs [m, t].
 
-    def loss(parameters: dict[str, Tensor], batch: Tensor, targets: Tensor) -> Tensor:
-        logits = functional_call(model, parameters, (batch,))
-        return nn.functional.cross_entropy(logits, targets)
-
-    gradients = vmap(grad(loss))
-    velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    generators = [_generator(seed) for seed in seeds]
-    rates = iter(schedule)
-    for _ in range(epochs):
-        shuffles = [torch.randperm(subsets.shape[1], generator=g, device="cpu") for g in generators]
-        order = subsets.gather(1, torch.stack(shuffles).to(subsets.device))  # [c, s]
-        for index in order.split(batch_size, dim=1):  # [c, b]
-            if index.shape[1] == 0:  # an empty subset: the mean loss would be NaN
-                continue
-            rate = next(rates)
-            step = gradients(parameters, inputs[index], labels[index])
-            for name, value in parameters.items():
-                v = velocity[name].mul_(momentum).add_(step[name]).add_(value, alpha=weight_decay)
-                value.sub_(v, alpha=rate)
-        bar.update(len(subsets))
-    return parameters
+    Args:
+        split: training inputs and labels, test inputs and labels, as `DigitsSplit` begins.
+        masks: subsets of one size [m, n], bool.
+        models_per_subset: networks whose outputs are averaged.
+        first_seed: of the first network; the others have the next ones.
+        model_factory, recipe: as in `train_models`.
+    """
+    inputs, labels, test_inputs, test_labels = split[:4]
+    members = masks.nonzero()[:, 1].view(len(masks), -1).repeat_interleave(models_per_subset, 0)
+    seeds = range(first_seed, first_seed + len(members))
+    states = train_models(inputs, labels, members, seeds, model_factory=model_factory, **recipe)
+    outputs = model_outputs(states, test_inputs, test_labels, model_factory=model_factory)
+    return outputs.view(len(masks), models_per_subset, -1).mean(1)
 
 
 def _initial_parameters(
     model_factory: Callable[[], nn.Module], seeds: Sequence[int]
 ) -> dict[str, Tensor]:
-    """One freshly seeded model a seed, stacked: name → [len(seeds), *shape]."""
+    """One freshly seeded model for each seed, stacked: name → [len(seeds), *shape]."""
     models = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
@@ -345,17 +266,11 @@ def _meta_model(model_factory: Callable[[], nn.Module]) -> nn.Module:
         return model_factory().to("meta")
 
 
-def _check_samples(inputs: Tensor, labels: Tensor) -> None:
-    if inputs.ndim != 2 or not inputs.is_floating_point():
-        raise ValueError(
-            f"inputs: expected a floating-point tensor [n, d], got {inputs.dtype} "
-            f"{list(inputs.shape)}"
-        )
-    if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels: expected int64 [{len(inputs)}], one an input, got {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
+def _checked_labels(inputs: Tensor, labels: Tensor) -> Tensor:
+    _check.tensor("inputs", inputs, 2)
+    _check.tensor("labels", labels, 1, "integer")
+    _check.shape_is("labels", labels, (len(inputs),), "one per input")
+    return labels.long()
 
 
 def _num_models(states: Mapping[str, Tensor]) -> int:

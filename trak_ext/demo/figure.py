@@ -6,39 +6,34 @@ matplotlib is imported where it is used and comes with ``pip install trak-ext[de
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..report.numbers import format_score, number_format, power_of_ten
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .. import _check
+from ..report.attributions import Attributions, Item, label_text
+from ..report.page import number_scale, ranked_samples
 
 __all__ = ["choose_targets", "plot_attributions", "require_matplotlib"]
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by lightness.
-PROPONENT_COLOUR = "#0072B2"
-OPPONENT_COLOUR = "#D55E00"
-TEXT_COLOUR = "#222222"
-MUTED_COLOUR = "#6B6B6B"
+PROPONENT_COLOUR, OPPONENT_COLOUR = "#0072B2", "#D55E00"
+TEXT_COLOUR, MUTED_COLOUR = "#222222", "#595959"
 
-# The page in inches, measured from its top left corner.
-CELL = 0.92  # side of an image
-PITCH = 1.08  # from one image to the next in a row
-ROW = 1.36  # from one row to the next: the image and one line below it
-LINE = 0.19  # a second line below it, where class names need one
-GAP = 0.44  # between the proponents and the opponents
-TEST_GAP = 0.66  # the same after the test image, whose caption is wider than it
-GROUP = 1.9  # the least width of a group, so that its heading fits
-LONGEST_NAME = 11  # characters of a class name that fit below an image
-MARGIN = 0.34
-HEADER = 0.82  # below the title, for the group headings
-TITLE = 0.52
-FOOTER = 0.42
-PANEL_PAD = 0.11  # of a group's tinted panel around its images
+# The page in inches. Seven rows of five and five are 9 inches wide, so that the smallest text is
+# 12 pixels high on a screen that gives the picture 900.
+CELL = 0.62  # side of an image
+PITCH = 0.74  # from one image to the next in a row
+ROW = 0.96  # from one row to the next: the image and one line below it
+LINE = 0.16  # a second line below it, where long labels need one
+GAP, TEST_GAP = 0.36, 0.62  # between groups, and after the target, whose caption is wider than it
+GROUP = 2.0  # the least width of a group, so that its heading fits
+MARGIN, TITLE, HEADER, FOOTER = 0.24, 0.46, 0.64, 0.36
+PAD = 0.1  # of a group's tinted panel around its images
+SMALL, NORMAL, LARGE = 8.5, 10.5, 14  # points
+LONGEST_LABEL = 11  # characters that fit below an image
 
 
 def require_matplotlib() -> None:
@@ -56,9 +51,9 @@ def choose_targets(labels: Tensor, predictions: Tensor | None = None, count: int
     """Pick test samples worth a look: up to two wrong ones, then the classes in turn.
 
     Args:
-        labels: true classes [t], integer.
-        predictions: predicted classes [t]; None means that nothing is known to be wrong.
-        count: how many to pick; fewer come back if there are fewer samples.
+        labels: True classes [t], integer.
+        predictions: Predicted classes [t]; None means that nothing is known to be wrong.
+        count: How many to pick; fewer come back if there are fewer samples.
 
     Returns:
         Indices [min(count, t)], int64: first the misclassified, then correct ones of classes not
@@ -67,213 +62,129 @@ def choose_targets(labels: Tensor, predictions: Tensor | None = None, count: int
     Raises:
         ValueError: predictions of another length than labels, or a negative count.
     """
-    if count < 0:
-        raise ValueError(f"count: expected at least 0, got {count}")
-    if predictions is not None and predictions.shape != labels.shape:
-        raise ValueError(
-            f"predictions: expected shape {list(labels.shape)} as labels, got "
-            f"{list(predictions.shape)}"
-        )
-    wrong = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
-    if predictions is not None:
-        wrong = (predictions != labels).cpu()
-    chosen = wrong.nonzero()[:, 0].tolist()[: min(2, count)]
-    seen = [int(labels[i]) for i in chosen]
-    rest = (~wrong).nonzero()[:, 0].tolist() + wrong.nonzero()[:, 0].tolist()[2:]
-    while len(chosen) < count and rest:
-        times = [seen.count(int(labels[i])) for i in rest]
-        lowest = min(range(len(rest)), key=lambda r: (times[r], int(labels[rest[r]]), r))
-        chosen.append(rest.pop(lowest))
-        seen.append(int(labels[chosen[-1]]))
+    count = _check.integer("count", count, 0)
+    predictions = labels if predictions is None else predictions
+    _check.shape_is("predictions", predictions, tuple(labels.shape), "one per label")
+    wrong = (predictions != labels).nonzero()[:, 0].tolist()
+    right = (predictions == labels).nonzero()[:, 0].tolist()
+    chosen = wrong[: min(2, count)]
+    times = Counter(int(labels[i]) for i in chosen)
+    in_turn = []
+    for i in right + wrong[2:]:
+        label = int(labels[i])
+        in_turn.append((times[label], label, i))
+        times[label] += 1
+    chosen += [i for *_, i in sorted(in_turn)[: count - len(chosen)]]
     return torch.tensor(chosen, dtype=torch.int64, device="cpu")
 
 
 def plot_attributions(
     path: str | os.PathLike[str],
-    test_images: Tensor,
-    test_labels: Tensor,
-    train_images: Tensor,
-    train_labels: Tensor,
-    proponents: tuple[Tensor, Tensor],
-    opponents: tuple[Tensor, Tensor],
+    attributions: Attributions,
     *,
-    test_predictions: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
+    rows: int = 7,
     title: str = "Which training images made the model say this?",
-    cmap: str = "gray_r",
-    dpi: int = 150,
+    dpi: int = 200,
 ) -> None:
-    """Draw a row for each test image: itself, its top proponents and its top opponents.
+    """Draw a row for each of the first targets: itself, its top proponents and its top opponents.
 
-    Under each training image stand its label and its score; a label other than the test image's
-    is bold, since those are the surprising ones. The file's type follows the path's ending.
+    Under each training image stand its label and its score; a label other than the target's is
+    bold, since those are the surprising ones. The file's type follows the path's ending.
 
     Args:
-        path: where to write the picture; its folder must exist.
-        test_images: [t, H, W] grey or [t, H, W, 3] colour, intensities in [0, 1]; t at least 1.
-        test_labels: true classes [t], integer.
-        train_images: [n, H, W] or [n, H, W, 3].
-        train_labels: [n], integer.
-        proponents: (values [t, p], indices [t, p]) with the highest scores, best first, as
-            `trak_ext.top_k` returns them; indices into the n training images.
-        opponents: the same with the lowest scores, most negative first (`largest=False`).
-        test_predictions: predicted classes [t]; marks each test image as right or wrong.
-        class_names: a name for each class; None writes the number.
-        title: above everything.
-        cmap: matplotlib's name for the colours of grey images; "gray_r" draws dark ink on white,
-            "gray" suits photographs.
-        dpi: pixels an inch; 7 rows of 5 + 5 are 1,977 x 1,692 pixels at 150.
+        path: Where to write the picture; its folder must exist.
+        attributions: Of targets and training samples with pictures.
+        rows: Targets to show, at least 1; fewer where there are fewer.
+        title: Above everything.
+        dpi: Pixels per inch; 7 rows of 5 + 5 are 1,848 x 1,636 pixels at 200.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: shapes that do not fit, no test image, or an index outside the n images.
+        TypeError, ValueError: not `Attributions`, or some without pictures.
     """
-    _check_pictures(test_images, test_labels, train_images, train_labels, test_predictions)
-    groups = (
-        ("proponents", proponents, "Proponents", "raise the true label's score", PROPONENT_COLOUR),
-        ("opponents", opponents, "Opponents", "lower the true label's score", OPPONENT_COLOUR),
-    )
-    for name, ranked, *_ in groups:
-        _check_ranked(name, ranked, len(test_images), len(train_images))
+    _check.instance("attributions", attributions, Attributions, "a trak_ext.report.Attributions")
+    targets = attributions.targets[: _check.integer("rows", rows, 1)]
+    for item in [*targets, *attributions.train_items.values()]:
+        if item.image is None:
+            raise ValueError("attributions: expected items with pictures, got one without")
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    def name_of(label: Tensor) -> str:
-        name = class_names[int(label)] if class_names is not None else str(int(label))
-        return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-    # Numbers share a line with the score; names get a line of their own.
-    second_line = LINE if max(map(len, class_names or "0")) > 3 else 0.0
-    row_height = ROW + second_line
-    largest = max(
-        (float(v.abs().max()) for v, _ in (proponents, opponents) if v.numel()), default=0
+    scale = number_scale(attributions)
+    groups = (
+        ("proponents", "Proponents", "raise the true label's score", PROPONENT_COLOUR),
+        ("opponents", "Opponents", "lower the true label's score", OPPONENT_COLOUR),
     )
-    power, decimals = number_format(largest)
-    lefts, widths = _group_edges([ranked[0].shape[1] for _, ranked, *_ in groups])
-    width = lefts[-1] + widths[-1] + MARGIN
-    height = TITLE + HEADER + row_height * len(test_images) + FOOTER
+    # Numbers share a line with the score; names get a line of their own.
+    labels = [label_text(item.label) for item in [*targets, *attributions.train_items.values()]]
+    second_line = LINE if max(map(len, labels)) > 3 else 0.0
+    row_height = ROW + second_line
+    counts = [getattr(attributions, side).indices.shape[1] for side, *_ in groups]
+    widths = [max(GROUP, (count - 1) * PITCH + CELL) for count in counts]
+    lefts = [MARGIN + CELL + TEST_GAP]
+    lefts.append(lefts[0] + widths[0] + GAP)
+    width = lefts[1] + widths[1] + MARGIN
+    height = TITLE + HEADER + row_height * len(targets) + FOOTER
 
     # A Figure of its own with its own canvas: pyplot's global state and backend stay untouched.
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
 
     def write(x: float, y: float, text: str, size: float, **style: Any) -> None:
-        """Text at x, y inches from the top left corner."""
-        style = {"color": TEXT_COLOUR, "ha": "left", "va": "baseline"} | style
-        figure.text(x / width, 1 - y / height, text, fontsize=size, **style)
+        """Write text at x, y inches from the top left corner."""
+        style = {"color": TEXT_COLOUR} | style
+        # Without matplotlib's mathematical notation: a label may hold dollar signs.
+        figure.text(x / width, 1 - y / height, text, fontsize=size, parse_math=False, **style)
 
-    def cell(x: float, y: float, image: Tensor, colour: str, line: float) -> Axes:
+    def draw(x: float, y: float, item: Item, colour: str) -> None:
         axes = figure.add_axes((x / width, 1 - (y + CELL) / height, CELL / width, CELL / height))
-        axes.imshow(image.detach().cpu().float().clamp(0, 1).numpy(), cmap=cmap, vmin=0, vmax=1)
+        pixels = item.image if item.image.shape[2] > 1 else item.image[:, :, 0]
+        axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set(edgecolor=colour, linewidth=line)
-        return axes
+        axes.spines[:].set(edgecolor=colour, linewidth=1.3)
 
-    def panel(left: float, wide: float, colour: str) -> None:
-        left, right = left - PANEL_PAD, left + wide + PANEL_PAD
-        top, bottom = TITLE + 0.08, height - FOOTER + 0.02
-        corner, size = (left / width, 1 - bottom / height), (right - left, bottom - top)
-        figure.add_artist(
-            Rectangle(
-                corner, size[0] / width, size[1] / height, transform=figure.transFigure,
-                facecolor=colour, alpha=0.08, linewidth=0, zorder=-1,
-            )
-        )  # fmt: skip
+    def caption(x: float, y: float, item: Item, colour: str, mark: str = "", **style: Any) -> None:
+        label = label_text(item.label)
+        label = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+        write(x, y, label + mark, NORMAL, color=colour, **style)
 
-    write(MARGIN, 0.38, title, 15, weight="bold")
-    write(lefts[0], TITLE + 0.36, "Test image", 12, weight="bold")
-    if test_predictions is not None:
-        write(lefts[0], TITLE + 0.58, "label, ✓ if predicted", 9, color=MUTED_COLOUR)
-    for (_, _, heading, note, colour), x, wide in zip(groups, lefts[1:], widths[1:], strict=True):
-        panel(x, wide, colour)
-        write(x, TITLE + 0.36, heading, 12, weight="bold", color=colour)
-        write(x, TITLE + 0.58, note, 9, color=MUTED_COLOUR)
+    def beside(x: float, y: float, text: str, colour: str) -> None:
+        """Write at the right end of a caption, or below it where long labels take its line."""
+        at, align = (x, "left") if second_line else (x + CELL, "right")
+        write(at, y + second_line, text, SMALL, color=colour, ha=align)
 
-    for row in range(len(test_images)):
-        y = TITLE + HEADER + row * row_height
-        below = y + CELL + 0.21
-        truth = test_labels[row]
-        cell(lefts[0], y, test_images[row], TEXT_COLOUR, 1.6)
-        verdict, colour = name_of(truth), TEXT_COLOUR
-        if test_predictions is not None:
-            right = bool(test_predictions[row] == truth)
-            verdict += " ✓" if right else " ✗"
-            if not right:
-                colour = OPPONENT_COLOUR
-                said = f"model: {name_of(test_predictions[row])}"
-                beside = CELL if not second_line else 0.0
-                align = "right" if beside else "left"
-                write(lefts[0] + beside, below + second_line, said, 9, color=colour, ha=align)
-        write(lefts[0], below, verdict, 10, weight="bold", color=colour)
-        for (_, (values, indices), _, _, colour), left in zip(groups, lefts[1:], strict=True):
-            for place, (value, index) in enumerate(zip(values[row], indices[row], strict=True)):
-                x, label = left + place * PITCH, train_labels[index]
-                cell(x, y, train_images[index], colour, 1.6)
-                weight = "normal" if label == truth else "bold"
-                write(x, below, name_of(label), 10, weight=weight)
-                score = format_score(float(value), power, decimals)
-                beside = CELL if not second_line else 0.0
-                align = "right" if beside else "left"
-                write(x + beside, below + second_line, score, 9, ha=align, color=colour)
-
-    unit = f" in units of {power_of_ten(power)}" if power else ""
-    note = f"Under each training image: its label (bold where it differs), its score{unit}"
-    write(MARGIN, height - 0.15, note, 9, color=MUTED_COLOUR)
+    write(MARGIN, 0.32, title, LARGE, weight="bold")
+    write(MARGIN, TITLE + 0.24, "Test image", NORMAL, weight="bold")
+    write(MARGIN, TITLE + 0.44, "✓ if predicted", SMALL, color=MUTED_COLOUR)
+    top, bottom = TITLE + HEADER, height - FOOTER
+    for (_, heading, note, colour), x, wide in zip(groups, lefts, widths, strict=True):
+        write(x, TITLE + 0.24, heading, NORMAL + 1, weight="bold", color=colour)
+        write(x, TITLE + 0.44, note, SMALL, color=MUTED_COLOUR)
+        corner = ((x - PAD) / width, 1 - bottom / height)
+        size = ((wide + 2 * PAD) / width, (bottom - TITLE) / height)
+        panel = Rectangle(corner, *size, facecolor=colour, alpha=0.08, zorder=-1)
+        panel.set_transform(figure.transFigure)
+        figure.add_artist(panel)
+    for i, target in enumerate(targets):
+        y = top + i * row_height
+        below = y + CELL + 0.17
+        draw(MARGIN, y, target, TEXT_COLOUR)
+        colour, mark = TEXT_COLOUR, "" if target.prediction is None else " ✓"
+        if attributions.is_wrong(i):
+            colour, mark = OPPONENT_COLOUR, " ✗"
+            beside(MARGIN + 0.3, below, f"model: {label_text(target.prediction)}", colour)
+        caption(MARGIN, below, target, colour, mark, weight="bold")
+        for (side, _, _, colour), left in zip(groups, lefts, strict=True):
+            for place, ranked in enumerate(ranked_samples(attributions, side, i)):
+                x = left + place * PITCH
+                draw(x, y, ranked.item, colour)
+                same = label_text(ranked.item.label) == label_text(target.label)
+                weight = "normal" if same else "bold"
+                caption(x, below, ranked.item, TEXT_COLOUR, weight=weight)
+                beside(x, below, scale.text(ranked.score), colour)
+    unit = f", in units of {scale.unit}" if scale.unit else ""
+    note = f"Under each training image: its label (bold where it differs) and its score{unit}"
+    write(MARGIN, height - 0.13, note, SMALL, color=MUTED_COLOUR)
     figure.savefig(path, dpi=dpi)
-
-
-def _group_edges(counts: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Left edges and widths, in inches, of the test image and of groups of `counts` images."""
-    widths = [CELL, *(max(GROUP, (count - 1) * PITCH + CELL) for count in counts)]
-    lefts = [MARGIN]
-    for wide in widths[:-1]:
-        lefts.append(lefts[-1] + wide + GAP)
-    lefts[1:] = [x + TEST_GAP - GAP for x in lefts[1:]]
-    return lefts, widths
-
-
-def _check_pictures(
-    test_images: Tensor,
-    test_labels: Tensor,
-    train_images: Tensor,
-    train_labels: Tensor,
-    test_predictions: Tensor | None,
-) -> None:
-    for name, images in (("test_images", test_images), ("train_images", train_images)):
-        if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
-            raise ValueError(
-                f"{name}: expected shape [count, H, W] or [count, H, W, 3], got "
-                f"{list(images.shape)}"
-            )
-        if not images.is_floating_point():
-            raise ValueError(
-                f"{name}: expected floating-point intensities in [0, 1], got {images.dtype}"
-            )
-    if len(test_images) == 0:
-        raise ValueError("test_images: expected at least one image, got none")
-    for name, labels, count in (
-        ("test_labels", test_labels, len(test_images)),
-        ("train_labels", train_labels, len(train_images)),
-        ("test_predictions", test_predictions, len(test_images)),
-    ):
-        if labels is not None and labels.shape != (count,):
-            raise ValueError(
-                f"{name}: expected shape [{count}], one an image, got {list(labels.shape)}"
-            )
-
-
-def _check_ranked(name: str, ranked: tuple[Tensor, Tensor], num_test: int, num_train: int) -> None:
-    values, indices = ranked
-    if values.ndim != 2 or len(values) != num_test or indices.shape != values.shape:
-        raise ValueError(
-            f"{name}: expected values and indices of one shape [{num_test}, p], got "
-            f"{list(values.shape)} and {list(indices.shape)}"
-        )
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < num_train:
-        raise ValueError(
-            f"{name}: expected indices in 0..{num_train - 1}, got {int(indices.min())}.."
-            f"{int(indices.max())}"
-        )

@@ -49,7 +49,7 @@ class Estimator:
         object.__setattr__(self, "ridge", _check.nonnegative("ridge", self.ridge))
         if self.curvature is not None:
             _check.choice("curvature", self.curvature, ("own", "mean"))
-        _check.flag("leverage", self.leverage)
+        object.__setattr__(self, "leverage", _check.flag("leverage", self.leverage))
 
     def settings(self) -> dict[str, Any]:
         """Return the options as JSON."""

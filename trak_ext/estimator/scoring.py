@@ -85,8 +85,8 @@ def top_k(
     Args:
         k: 0 to n.
         largest: Whether to look for proponents (the largest scores) or opponents (the smallest).
-        train_features, target_features, weights, damping, ridge, curvature, leverage, kernel,
-            precision: As in `score`.
+
+    All other arguments are as in `score`.
 
     Returns:
         TopK(values [t, k], indices [t, k]), best first, ties by lower index.
@@ -96,6 +96,7 @@ def top_k(
         train_features, target_features, weights, curvature, kernel, precision
     )
     k = _check.integer("k", k, 0, training.num_samples)
+    largest = _check.flag("largest", largest)
     return training.solved(estimator).top_k(k, largest, training.device)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import check_finite, check_vector
+from .. import _check
+from .bootstrap import Interval
 
 __all__ = ["MislabelAUC", "flip_labels", "mislabel_auc"]
 
@@ -19,7 +20,7 @@ class MislabelAUC(NamedTuple):
     """Area under the ROC curve, in [0, 1]; .5 is chance."""
 
     value: float
-    interval: tuple[float, float]  # 95 %, for other samples of both kinds
+    interval: Interval  # 95 %, for other samples of both kinds
 
 
 def mislabel_auc(scores: Tensor, mislabelled: Tensor) -> MislabelAUC:
@@ -33,20 +34,16 @@ def mislabel_auc(scores: Tensor, mislabelled: Tensor) -> MislabelAUC:
     are ordered alike (AUC 0 or 1), as no spread can be seen then.
 
     Args:
-        scores: one a training sample, such as `Attributor.self_influence()`: [n], floating point
+        scores: one per training sample, such as `Attributor.self_influence()`: [n], floating point
             and finite.
         mislabelled: [n], bool, with at least one True and one False.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
     """
-    check_vector("scores", scores, None, "one a training sample")
-    if not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating-point dtype, got {scores.dtype}")
-    check_finite("scores", scores)
-    check_vector("mislabelled", mislabelled, len(scores), "one a score")
-    if mislabelled.dtype != torch.bool:
-        raise TypeError(f"mislabelled: expected dtype torch.bool, got {mislabelled.dtype}")
+    _check.tensor("scores", scores, 1)
+    _check.tensor("mislabelled", mislabelled, 1, "bool")
+    _check.shape_is("mislabelled", mislabelled, tuple(scores.shape), "[scores]")
     wrong = mislabelled.cpu()
     values = scores.detach().to("cpu", torch.float64)
     positive, negative = values[wrong], values[~wrong]
@@ -84,24 +81,15 @@ def flip_labels(
     Raises:
         TypeError, ValueError: arguments that do not fit.
     """
-    check_vector("labels", labels, None, "one a sample")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes: expected an integer of at least 2, got {num_classes!r}")
+    num_classes = _check.integer("num_classes", num_classes, 2)
+    classes = _check.indices("labels", labels, 1, num_classes)  # int64 is wide enough for sums
     if num_classes - 1 > torch.iinfo(labels.dtype).max:
         raise ValueError(
             f"num_classes: expected no more than labels of {labels.dtype} can tell apart, got "
             f"{num_classes}"
         )
-    classes = labels.long()  # wide enough for the sums below
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-        raise ValueError(
-            f"labels: expected 0..{num_classes - 1}, got {int(classes.min())}..{int(classes.max())}"
-        )
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share: expected a number in [0, 1], got {share}")
-    generator = torch.Generator("cpu").manual_seed(seed)
+    share = _check.share("share", share)
+    generator = torch.Generator("cpu").manual_seed(_check.seed("seed", seed))
     order = torch.randperm(len(labels), generator=generator, device="cpu")
     chosen = order[: round(share * len(labels))]
     steps = torch.randint(1, num_classes, (len(chosen),), generator=generator, device="cpu")

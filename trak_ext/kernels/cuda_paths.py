@@ -40,7 +40,7 @@ FAMILIES = {
 #
 # sm_90: as measured on an H200 (docs/gpu.md). Two paths in one table keep what is promised of a
 # row's bits only where both paths' bits agree on any fp32 gradients: they do there, and
-# tests/test_cuda_device.py asks.
+# tests/cuda/test_device.py asks.
 DEFAULT_PATHS: dict[int, tuple[tuple[float, str], ...]] = {
     90: ((8, "mma"), (math.inf, "wgmma")),
 }

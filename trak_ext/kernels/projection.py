@@ -1,4 +1,4 @@
-"""Random projection of gradients by the law of the matrix: `project` and its companions."""
+"""Random projection of gradients by a matrix defined to the bit: `project` and its companions."""
 
 from __future__ import annotations
 
@@ -215,13 +215,14 @@ class Projector:
         self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
-        """Return the features fp32 [B, proj_dim] of gradients with grad_dim parameters a sample."""
+        """Return features fp32 [B, proj_dim] of gradients with grad_dim parameters per sample."""
         tensors = grads.values() if isinstance(grads, Mapping) else [grads]
         if all(isinstance(tensor, Tensor) and tensor.dim() >= 1 for tensor in tensors):
             params = sum(math.prod(tensor.shape[1:]) for tensor in tensors)
             if params != self.grad_dim:
                 raise ValueError(
-                    f"grads: expected grad_dim = {self.grad_dim} parameters a sample, got {params}"
+                    f"grads: expected grad_dim = {self.grad_dim} parameters per sample, "
+                    f"got {params}"
                 )
         return project(
             grads,

@@ -1,8 +1,7 @@
 """Attributions as people look at them: one HTML file, and a folder to make it from later."""
 
-from .attributions import Attributions, LDSSummary
+from .attributions import Attributions, Item, LDSSummary
 from .bundle import BundleError, load_bundle, save_bundle
-from .items import Item
 from .page import render, write_report
 
 __all__ = [

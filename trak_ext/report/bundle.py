@@ -16,15 +16,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .attributions import Attributions, LDSSummary
-from .items import Item
-from .markup import label_text
+from .. import _check
+from .attributions import Attributions, Item, LDSSummary, label_text
 
 FORMAT = "trak_ext attributions"
 FORMAT_VERSION = 1
 JSON_NAME = "bundle.json"
 TENSORS_NAME = "bundle.safetensors"
+_FOREIGN = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd content
 _ITEM_FIELDS = ("text", "label", "prediction", "caption", "id", "highlight")
+_PLAIN = ("title", "note", "num_train", "settings", "damping", "fingerprint")  # JSON as they are
 
 
 class BundleError(ValueError):
@@ -40,15 +41,11 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
     """
     from safetensors.torch import save
 
-    if not isinstance(attributions, Attributions):
-        raise TypeError(
-            f"attributions: expected a trak_ext.report.Attributions, got {attributions!r}"
-        )
+    check_attributions(attributions)
     tensors: dict[str, Tensor] = {
-        "proponents.values": attributions.proponents.values,
-        "proponents.indices": attributions.proponents.indices,
-        "opponents.values": attributions.opponents.values,
-        "opponents.indices": attributions.opponents.indices,
+        f"{side}.{name}": tensor
+        for side in ("proponents", "opponents")
+        for name, tensor in zip(("values", "indices"), getattr(attributions, side), strict=True)
     }
 
     def record(name: str, item: Item) -> dict[str, Any]:
@@ -57,24 +54,16 @@ def save_bundle(folder: str | os.PathLike[str], attributions: Attributions) -> N
         fields = {field: getattr(item, field) for field in _ITEM_FIELDS}
         return {key: _shown(value) for key, value in fields.items() if value is not None}
 
-    target_lds = attributions.target_lds
     content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "title": attributions.title,
-        "note": attributions.note,
-        "num_train": attributions.num_train,
+        **{name: getattr(attributions, name) for name in _PLAIN},
         "targets": [record(f"target.{i}", item) for i, item in enumerate(attributions.targets)],
         "train_items": {
             str(i): record(f"train.{i}", item) for i, item in attributions.train_items.items()
         },
-        "lds": {
-            name: [_finite(value.mean), *([_finite(x) for x in pair] for pair in value[1:])]
-            for name, value in attributions.lds.items()
-        },
-        "target_lds": None if target_lds is None else [_finite(value) for value in target_lds],
-        "settings": attributions.settings,
-        "fingerprint": attributions.fingerprint,
+        "lds": {name: _to_json(value) for name, value in attributions.lds.items()},
+        "target_lds": _to_json(attributions.target_lds),
     }
     # Clones, as safetensors refuses tensors that share memory: an item may be shown twice.
     data = save({name: tensor.clone() for name, tensor in tensors.items()})
@@ -125,10 +114,16 @@ def load_bundle(folder: str | os.PathLike[str]) -> Attributions:
         raise _damaged(folder / TENSORS_NAME)
     try:
         return _attributions(content, load(data))
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (*_FOREIGN, SafetensorError) as error:
         raise BundleError(
             f"bundle: expected whole attributions in {str(folder)!r}, got {error}"
         ) from error
+
+
+def check_attributions(attributions: Any) -> None:
+    """Refuse what is not `Attributions`."""
+    expected = "a trak_ext.report.Attributions"
+    _check.instance("attributions", attributions, Attributions, expected)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -146,23 +141,17 @@ def _attributions(content: dict[str, Any], tensors: dict[str, Tensor]) -> Attrib
         pixels = tensors.get(name)
         return Item(None if pixels is None else pixels.permute(2, 0, 1), **record)
 
-    summaries = {
-        name: LDSSummary(_number(mean), _pair(over_targets), _pair(over_subsets))
-        for name, (mean, over_targets, over_subsets) in content["lds"].items()
-    }
     target_lds = content["target_lds"]
     return Attributions(
         [item(f"target.{i}", record) for i, record in enumerate(content["targets"])],
         (tensors["proponents.values"], tensors["proponents.indices"]),
         (tensors["opponents.values"], tensors["opponents.indices"]),
         {int(i): item(f"train.{i}", record) for i, record in content["train_items"].items()},
-        title=content["title"],
-        note=content["note"],
-        num_train=content["num_train"],
-        lds=summaries or None,
-        target_lds=None if target_lds is None else [_number(value) for value in target_lds],
-        settings=content["settings"],
-        fingerprint=content["fingerprint"],
+        lds={name: LDSSummary(*_from_json(value)) for name, value in content["lds"].items()},
+        target_lds=None if target_lds is None else _from_json(target_lds),
+        # Bundles of 0.1.0 say nothing of damping.
+        **{name: content[name] for name in _PLAIN if name != "damping"},
+        damping=content.get("damping"),
     )
 
 
@@ -182,17 +171,16 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _finite(value: float) -> float | str | None:
-    """Return a figure as JSON can hold it: null for NaN, text for infinite ones."""
-    if math.isfinite(value):
-        return value
-    return None if math.isnan(value) else str(value)
+def _to_json(figures: Any) -> Any:
+    """Return figures as JSON can hold them: null for NaN, text for infinite ones."""
+    if isinstance(figures, (list, tuple)):
+        return [_to_json(figure) for figure in figures]
+    if figures is None or math.isfinite(figures):
+        return figures
+    return None if math.isnan(figures) else str(figures)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _pair(values: list[float | None]) -> tuple[float, float]:
-    low, high = values
-    return _number(low), _number(high)
+def _from_json(figures: Any) -> Any:
+    if isinstance(figures, list):
+        return [_from_json(figure) for figure in figures]
+    return math.nan if figures is None else float(figures)

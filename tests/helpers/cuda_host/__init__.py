@@ -1,0 +1,1 @@
+"""The CUDA kernels, compiled by the host's C++ compiler and run on the CPU."""
