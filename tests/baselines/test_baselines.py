@@ -239,7 +239,7 @@ class Changing:
 
 
 @pytest.mark.parametrize("method", METHODS[:-1])
-def test_samples_that_are_not_finite_are_named(case, method):
+def test_samples_with_nan_or_inf_are_named(case, method):
     model, states, train, _ = case
     train[0][7] = torch.nan
     baseline = make(method, model, states)

@@ -91,7 +91,7 @@ def kill_in(name, fatal):
     setattr(os, name, deadly)
 
 
-# Files are written in this order: manifest, three shards and the mark of checkpoint 0, of 1, two
+# Files are written in this order: manifest, three shards and the summary of checkpoint 0, of 1, two
 # kernels.
 MOMENTS = {
     "before anything": ("loader", 0),
@@ -100,12 +100,12 @@ MOMENTS = {
     "in checkpoint 1": ("loader", 8),
     "writing the manifest": ("fsync", 0),
     "writing a shard": ("fsync", 2),
-    "writing a mark": ("fsync", 4),
+    "writing a checkpoint summary": ("fsync", 4),
     "writing a shard of checkpoint 1": ("fsync", 6),
     "writing a kernel": ("fsync", 9),
     "after the manifest": ("replace", 0),
     "after the last shard of checkpoint 0": ("replace", 3),
-    "after the mark of checkpoint 0": ("replace", 4),
+    "after the summary of checkpoint 0": ("replace", 4),
     "after the last file": ("replace", 10),
 }
 FILES_LEFT = [0, 0, 2, 6, 0, 2, 4, 6, 9, 1, 4, 5, 11]

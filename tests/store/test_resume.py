@@ -117,7 +117,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
 
 @pytest.mark.parametrize("size", [1, 8, 21])
 def test_a_run_may_resume_with_another_batch_size(left_behind, size, fitted):
-    path = left_behind("writing a mark")
+    path = left_behind("writing a checkpoint summary")
     data = setting()[2]
     resumed = attributor(path)
     resumed.fit(batches(data, size))
@@ -156,7 +156,7 @@ def test_other_data_are_refused_and_nothing_is_written(fitted, change):
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 16, 20, 22, 24, 25, 40])
 @pytest.mark.parametrize("moment", ["finished", "after the last shard of checkpoint 0",
-                                    "after the mark of checkpoint 0"])  # fmt: skip
+                                    "after the summary of checkpoint 0"])  # fmt: skip
 def test_another_number_of_samples_is_refused(fitted, left_behind, count, moment):
     path = fitted if moment == "finished" else left_behind(moment)
     data = [torch.cat([tensor] * 2)[:count] for tensor in setting()[2]]
@@ -196,7 +196,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("moment", ["finished", "writing a mark", "after the manifest"])
+@pytest.mark.parametrize(
+    "moment", ["finished", "writing a checkpoint summary", "after the manifest"]
+)
 def test_other_settings_are_refused_and_nothing_is_written(fitted, left_behind, other, moment):
     path = fitted if moment == "finished" else left_behind(moment)
     options, key = OTHERS[other]
@@ -272,18 +274,18 @@ def test_a_deleted_shard_is_not_made_again_from_other_data(tmp_path, checkpoints
         (tmp_path / f"checkpoint-{m:04d}" / "features-000000000008.safetensors").unlink()
     before = contents(tmp_path)
     other = x.clone()
-    other[9] += 1  # the mark knows of the sample as it was
+    other[9] += 1  # the checkpoint summary knows of the sample as it was
     with pytest.raises(ValueError, match="other data"):
         attributor(tmp_path, checkpoints=states).fit(batches((other, y)))
     assert contents(tmp_path) == before
 
 
-# --- gradients that are not finite ----------------------------------------------------------------
+# --- gradients with NaN or Inf ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_samples_that_are_not_finite_are_named_and_not_written(tmp_path, value, chunk_size):
+def test_samples_with_nan_or_inf_are_named_and_not_written(tmp_path, value, chunk_size):
     x, y = setting()[2]
     bad = x.clone()
     bad[[1, 6], [0, 3]] = value
@@ -307,7 +309,7 @@ def test_not_finite_in_a_later_shard_and_a_fit_without_it(tmp_path, fitted):
     assert_equal_stores(path, fitted)
 
 
-def test_many_samples_that_are_not_finite_make_one_short_sentence(monkeypatch):
+def test_many_samples_with_nan_or_inf_make_one_short_sentence(monkeypatch):
     monkeypatch.setattr(trak_ext.store.base, "shard_rows", lambda proj_dim: 1000)
     x, y = torch.full((100, 4), float("nan")), torch.zeros(100, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"for 100 of them: 0, 1, 2, .*\.\.\.$") as error:
@@ -315,7 +317,7 @@ def test_many_samples_that_are_not_finite_make_one_short_sentence(monkeypatch):
     assert len(str(error.value)) < 200
 
 
-def test_targets_that_are_not_finite_are_named(fitted):
+def test_targets_with_nan_or_inf_are_named(fitted):
     x, y = setting()[2]
     bad = x[:12].clone()
     bad[11] = float("nan")

@@ -47,7 +47,7 @@ def opened(path, settings=SETTINGS, create=False):
 
 @pytest.fixture
 def filled(tmp_path):
-    """Two shards, the mark and a kernel of checkpoint 0, and a shard of checkpoint 1."""
+    """Two shards, the summary and a kernel of checkpoint 0, and a shard of checkpoint 1."""
     store = opened(tmp_path / "store", create=True)
     store.write(0, 0, shard())
     store.write(0, 3, shard(2, seed=1))
