@@ -222,6 +222,13 @@ class Projector:
         self.precision = _check.choice("precision", precision, operators.PRECISIONS)
         self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
 
+    def __repr__(self) -> str:
+        nnz = f", nnz={self.nnz}" if self.kind == "sjlt" else ""
+        return (
+            f"Projector({self.grad_dim} parameters -> {self.proj_dim} features, kind={self.kind!r}"
+            f"{nnz}, seed={self.seed}, precision={self.precision!r})"
+        )
+
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
         """Return features fp32 [B, proj_dim] of gradients with grad_dim parameters per sample."""
         tensors = grads.values() if isinstance(grads, Mapping) else [grads]
