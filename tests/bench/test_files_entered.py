@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import files_entered
 import pytest
+
+import files_entered
 
 MOST = 14
 

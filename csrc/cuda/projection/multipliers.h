@@ -1,4 +1,7 @@
-// The multiplying kernels that are built, and which of them serves a problem.
+// From a call to the kernel that serves it, in one file: path, kind, bf16 parts and rows go into
+// choose_multiplier (the last function); the *_tile functions say which tile so many rows get, and
+// make_multiplier what it is launched with. The functions between them, one a file *_tiles.cu, only
+// make a number of parts a constant, so that tiles compile side by side.
 #pragma once
 
 #include "../device/path.h"
