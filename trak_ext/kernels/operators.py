@@ -1,4 +1,4 @@
-"""The projection as torch operators: `trak_ext::project_` and `trak_ext::project`.
+"""The projection as torch operators: `trak_ext::project_`, `project` and `projection_matrix`.
 
 The operators are what torch.compile, vmap and the dispatcher see; `trak_ext.project` is what people
 call. Schemas carry the 64-bit seed as two 32-bit words, since an operator's int is signed.
@@ -235,6 +235,49 @@ def project(
     out = torch.zeros((rows, proj_dim), dtype=torch.float32, device=grads[0].device)
     project_(grads, out, kind, seed_low, seed_high, model_id, param_offset, precision, nnz)
     return out
+
+
+@torch.library.custom_op("trak_ext::projection_matrix", mutates_args=())
+def projection_matrix(
+    num_params: int,
+    proj_dim: int,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    nnz: int,
+    device: torch.device,
+) -> Tensor:
+    """Return rows param_offset .. of R: fp32 [num_params, proj_dim]."""
+    _check.choice("kind", kind, KINDS)
+    check_nnz(nnz, kind, proj_dim)
+    out = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
+    _check.on_device_with_kernels("device", out)
+    matrix = native_matrix(kind, seed_low, seed_high, model_id, proj_dim, nnz)
+    rows = matrix_rows(matrix, param_offset, out)
+    if out.device.type == "cpu":
+        _C.fill_matrix(matrix, **rows, num_threads=get_num_threads())
+        return out
+    check = cuda_paths.check_sparse if kind == "sjlt" else cuda_paths.check_matrix
+    check(out.device)
+    _C.cuda_fill_matrix(matrix, **rows, **cuda_queue(out.device))
+    return out
+
+
+@projection_matrix.register_fake
+def _(
+    num_params: int,
+    proj_dim: int,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    nnz: int,
+    device: torch.device,
+) -> Tensor:
+    return torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
 
 
 @project_.register_fake

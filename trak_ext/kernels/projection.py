@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C, _check
-from . import cuda_paths, operators
+from .. import _check
+from . import operators
 
 MAX_SEED = 2**64 - 1
 MAX_MODEL_ID = 2**32 - 1
@@ -46,7 +46,7 @@ def _gradient_list(grads: Any) -> tuple[list[str], list[Tensor]]:
     for name, grad in named:
         if not isinstance(grad, Tensor) or grad.dim() == 0:  # cannot be handed on
             _check.float_tensor(name, grad, "[B, P] (or a mapping to [B, *shape])", (2,))
-        if grad.requires_grad and torch.is_grad_enabled():
+        if (grad.requires_grad and torch.is_grad_enabled()) or _check.has_tangent(grad):
             raise ValueError(
                 f"{name}: expected a tensor that does not require grad (detach it, or multiply by "
                 "projection_matrix(...) where the projection itself must be differentiated), "
@@ -183,17 +183,8 @@ def projection_matrix(
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
     nnz = check_nnz(nnz, name, proj_dim)
-    matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
-    _check.on_device_with_kernels("device", matrix)
-    native = operators.native_matrix(name, seed_low, seed_high, model_id, proj_dim, nnz)
-    rows = operators.matrix_rows(native, param_offset, matrix)
-    if matrix.device.type == "cpu":
-        _C.fill_matrix(native, **rows, num_threads=operators.get_num_threads())
-        return matrix
-    check = cuda_paths.check_sparse if name == "sjlt" else cuda_paths.check_matrix
-    check(matrix.device)
-    _C.cuda_fill_matrix(native, **rows, **operators.cuda_queue(matrix.device))
-    return matrix
+    law = (name, seed_low, seed_high, model_id, param_offset, nnz)
+    return operators.projection_matrix(num_params, proj_dim, *law, torch.device(device))
 
 
 class Projector:
