@@ -91,24 +91,26 @@ def kill_in(name, fatal):
     setattr(os, name, deadly)
 
 
-# Files are written in this order: manifest, three shards and the summary of checkpoint 0, of 1, two
-# kernels.
+# Files are written in this order: manifest, probe, three shards and the summary of checkpoint 0, the
+# manifest that vouches for it, the same of checkpoint 1, two kernels.
 MOMENTS = {
     "before anything": ("loader", 0),
     "in the first shard": ("loader", 1),
     "in the second shard": ("loader", 3),
     "in checkpoint 1": ("loader", 8),
     "writing the manifest": ("fsync", 0),
-    "writing a shard": ("fsync", 2),
-    "writing a checkpoint summary": ("fsync", 4),
-    "writing a shard of checkpoint 1": ("fsync", 6),
-    "writing a kernel": ("fsync", 9),
+    "writing the probe": ("fsync", 1),
+    "writing a shard": ("fsync", 3),
+    "writing a checkpoint summary": ("fsync", 5),
+    "vouching for a checkpoint summary": ("fsync", 6),
+    "writing a shard of checkpoint 1": ("fsync", 9),
+    "writing a kernel": ("fsync", 13),
     "after the manifest": ("replace", 0),
-    "after the last shard of checkpoint 0": ("replace", 3),
-    "after the summary of checkpoint 0": ("replace", 4),
-    "after the last file": ("replace", 10),
+    "after the last shard of checkpoint 0": ("replace", 4),
+    "after the summary of checkpoint 0": ("replace", 5),
+    "after the last file": ("replace", 14),
 }
-FILES_LEFT = [0, 0, 2, 6, 0, 2, 4, 6, 9, 1, 4, 5, 11]
+FILES_LEFT = [0, 2, 3, 8, 0, 1, 3, 5, 6, 8, 11, 1, 5, 6, 13]  # without the owner's
 
 
 def victim(store, where, fatal):
