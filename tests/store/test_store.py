@@ -505,13 +505,15 @@ def test_a_record_is_compared_with_the_digest_that_vouches_for_it(filled):
     assert_shard(filled.read(0, 0, vouched=digest), shard())
     file = one(filled.path, "checkpoint-0000/features-000000000000.*")
     filled.write(0, 0, shard(seed=9))  # whole, and not the one
-    with pytest.raises(StoreError, match="as its checkpoint summary vouches for it") as error:
+    with pytest.raises(
+        StoreError, match=r"as .*0000/finished.safetensors. vouches for it"
+    ) as error:
         filled.read(0, 0, vouched=digest)
     assert str(file) in str(error.value)
     kept = one(filled.path, "checkpoint-0000/finished.*").read_bytes()
     tensors = {name: getattr(SUMMARY, name) for name in ("weight", "curvature", "implied")}
     filled.put(0, "finished", Record(tensors, {**FACTS, "fitted_above": 1.0}))
-    with pytest.raises(StoreError, match=r"finished.* as the manifest vouches for it"):
+    with pytest.raises(StoreError, match=r"finished.* as .*manifest.json. vouches for it"):
         opened(filled.path).read_summary(0)
     one(filled.path, "checkpoint-0000/finished.*").write_bytes(kept)
     assert_summary(opened(filled.path).read_summary(0), SUMMARY)

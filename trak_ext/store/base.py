@@ -108,6 +108,11 @@ class Store(ABC):
         `value` where it is the one that makes it.
         """
 
+    @property
+    @abstractmethod
+    def manifest(self) -> str:
+        """Where it is kept what is finished, for errors."""
+
     # --- shards -----------------------------------------------------------------------------------
 
     def read(
@@ -150,7 +155,9 @@ class Store(ABC):
         self.remove(checkpoint, shard_name(addition, start, "journal"))
 
     def _shard(self, checkpoint: int, name: str, vouched: str | None) -> Shard | None:
-        record = self._get(checkpoint, name, _SHARD_TENSORS, vouched, "its checkpoint summary")
+        addition = int(name[5:9]) if name.startswith("part-") else 0
+        by = self._summary(checkpoint, addition)
+        record = self._get(checkpoint, name, _SHARD_TENSORS, vouched, by)
         if record is None:
             return None
         said = record.metadata
@@ -171,7 +178,7 @@ class Store(ABC):
         if vouched is None:
             return None
         name = _name(addition, "finished")
-        record = self._get(checkpoint, name, _SUMMARY_TENSORS, vouched, "the manifest")
+        record = self._get(checkpoint, name, _SUMMARY_TENSORS, vouched, self.manifest)
         if record is None:
             if missing_ok:
                 return None
@@ -227,7 +234,7 @@ class Store(ABC):
 
     def read_context(self, checkpoint: int, vouched: str | None = None) -> Context | None:
         """Return what the task prepared for a checkpoint, or None."""
-        record = self._get(checkpoint, "context", None, vouched, "its checkpoint summary")
+        record = self._get(checkpoint, "context", None, vouched, self._summary(checkpoint, 0))
         if record is None:
             return None
         return Context(record.tensors, record.metadata["data_digest"], record.digest)
@@ -242,7 +249,8 @@ class Store(ABC):
     ) -> Probe | None:
         """Return the few samples that a checkpoint is tried on, or None."""
         name = probe_name(addition)
-        record = self._get(checkpoint, name, None, vouched, "its checkpoint summary")
+        by = self._summary(checkpoint, addition)
+        record = self._get(checkpoint, name, None, vouched, by)
         if record is None:
             return None
         said = record.metadata
@@ -266,6 +274,10 @@ class Store(ABC):
             f"store: expected the file {self.where(checkpoint, name)}, which the store vouches "
             "for, got none (call fit again to have it made again)"
         )
+
+    def _summary(self, checkpoint: int, addition: int) -> str:
+        """Return where a checkpoint summary is kept."""
+        return self.where(checkpoint, _name(addition, "finished"))
 
     def _get(
         self,

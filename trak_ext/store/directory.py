@@ -60,6 +60,11 @@ class DirectoryStore(Store):
     # --- the manifest -----------------------------------------------------------------------------
 
     @property
+    def manifest(self) -> str:
+        """Where settings are kept and what is finished, for errors."""
+        return repr(str(self._manifest))
+
+    @property
     def _manifest(self) -> Path:
         return self.path / "manifest.json"
 
@@ -84,9 +89,7 @@ class DirectoryStore(Store):
         found = self._read_manifest()
         if found is None:
             if any(self._folders()):
-                raise StoreError(
-                    f"store: expected {str(self._manifest)!r} beside its features, got none"
-                )
+                raise StoreError(f"store: expected {self.manifest} beside its features, got none")
             if not create:
                 raise StoreError(
                     "Attributor is not fitted: call fit() first (there is no store at "
@@ -94,7 +97,7 @@ class DirectoryStore(Store):
                 )
         else:
             made = {key: value for key, value in found.items() if key not in _STATE}
-            compare_settings(self._settings, made, repr(str(self._manifest)))
+            compare_settings(self._settings, made, self.manifest)
             self._take_on(found)
             self._warn_of_versions()
         if create and not (self._owner is not None and self._owner.joined):
@@ -106,7 +109,7 @@ class DirectoryStore(Store):
 
     def _read_manifest(self) -> dict[str, Any] | None:
         """Return the manifest, or None; refuse one that is damaged or of another format."""
-        path = repr(str(self._manifest))
+        path = self.manifest
         data = read_whole(self._manifest)
         if data is None:
             return None
@@ -267,7 +270,7 @@ class DirectoryStore(Store):
         entry = additions[addition]
         if any(entry["summaries"]) and entry["data"] != data.data_digests:
             raise StoreError(
-                f"store: expected the data that {str(self._manifest)!r} vouches for, got other "
+                f"store: expected the data that {self.manifest} vouches for, got other "
                 "data (use another folder)"
             )
         entry["samples"], entry["data"] = data

@@ -62,6 +62,11 @@ class MemoryStore(Store):
         """Return where a record is kept, for errors."""
         return f"{name!r} of checkpoint {checkpoint} in memory"
 
+    @property
+    def manifest(self) -> str:
+        """Where it is kept what is finished, for errors."""
+        return "memory"
+
     def begun(self) -> int:
         """Return the number of additions of which there is anything."""
         names = [name for _, name in self._records]
