@@ -23,7 +23,7 @@ from gpu_costs import Device
 from host_build import library
 from sass.machine import Machine, Memory
 from sass.matrix import multiply
-from trak_ext.normal_table import NORMAL_TABLE
+from trak_ext.reference import NORMAL_TABLE
 
 Array = npt.NDArray[Any]
 SUPERBLOCK = 512

@@ -5,21 +5,24 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernel_table.h"
 #include "cpu/projection.h"
 #include "cpu/scoring.h"
 #include "cpu/sjlt.h"
+#include "law/normal_table.h"
 #include "law/version.h"
 #if defined(TRAK_EXT_CUDA)
-#include "cuda/build.h"
-#include "cuda/projection.h"
-#include "cuda/scoring.h"
-#include "cuda/sjlt.h"
+#include "cuda/device/build.h"
+#include "cuda/projection/projection.h"
+#include "cuda/projection/sjlt.h"
+#include "cuda/scoring/scoring.h"
 #endif
 
 namespace py = pybind11;
+using py::literals::operator""_a;
 
 namespace trak_ext {
 namespace {
@@ -29,258 +32,249 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-MatrixLaw make_law(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id) {
-  return {static_cast<Kind>(kind), seed_low, seed_high, model_id};
-}
-
-// (address, dtype, params, row stride, parameter stride, parameter offset)
-using GradientTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, uint64_t>;
-
-std::vector<GradientView> make_views(const std::vector<GradientTuple>& grads) {
-  std::vector<GradientView> views;
-  views.reserve(grads.size());
-  for (const auto& [address, dtype, params, row_stride, param_stride, offset] : grads) {
-    views.push_back({at<const void>(address), static_cast<DType>(dtype), params, row_stride,
-                     param_stride, offset});
-  }
-  return views;
-}
-
-void bind_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
-                  int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride, int kind,
-                  uint32_t seed_low, uint32_t seed_high, uint32_t model_id, int precision,
-                  int num_threads) {
-  const std::vector<GradientView> views = make_views(grads);
-  const ProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
-                                     static_cast<Precision>(precision),
-                                     views.data(),
-                                     static_cast<int64_t>(views.size()),
-                                     rows,
-                                     proj_dim,
-                                     {at<float>(out), out_row_stride, out_column_stride}};
-  py::gil_scoped_release release;
-  project(problem, num_threads);
-}
-
-void bind_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
-                      uint64_t param_offset, int64_t params, int64_t proj_dim, uintptr_t out,
-                      int num_threads) {
-  py::gil_scoped_release release;
-  fill_matrix(make_law(kind, seed_low, seed_high, model_id), param_offset, params, proj_dim,
-              at<float>(out), num_threads);
-}
-
-// (columns of a repetition, repetitions, seed's low and high word, model)
-using SjltTuple = std::tuple<uint64_t, int64_t, uint32_t, uint32_t, uint32_t>;
-SjltLaw make_sjlt_law(const SjltTuple& law) {
-  const auto& [width, repetitions, seed_low, seed_high, model_id] = law;
-  return {seed_low, seed_high, model_id, width, repetitions};
-}
-
-SjltProblem make_sjlt_problem(const SjltTuple& law, const std::vector<GradientView>& views,
-                              int64_t rows, const OutputView& out) {
-  return {make_sjlt_law(law), views.data(), static_cast<int64_t>(views.size()), rows, out};
-}
-
-void bind_project_sjlt(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
-                       int64_t out_row_stride, int64_t out_column_stride, const SjltTuple& law,
-                       int num_threads) {
-  const std::vector<GradientView> views = make_views(grads);
-  py::gil_scoped_release release;
-  project_sjlt(
-      make_sjlt_problem(law, views, rows, {at<float>(out), out_row_stride, out_column_stride}),
-      num_threads);
-}
-
-void bind_fill_sjlt_matrix(const SjltTuple& law, uint64_t param_offset, int64_t params,
-                           uintptr_t out, int num_threads) {
-  py::gil_scoped_release release;
-  fill_sjlt_matrix(make_sjlt_law(law), param_offset, params, at<float>(out), num_threads);
-}
-
-// A scoring problem with the storage its pointers need.
 template <class T>
-struct OwnedScoringProblem {
-  std::vector<const void*> features;
-  std::vector<int64_t> row_strides;
-  ScoringProblem<T> problem;
+uintptr_t address_of(T* data) {
+  return reinterpret_cast<uintptr_t>(data);
+}
 
-  OwnedScoringProblem(const std::vector<uintptr_t>& addresses, std::vector<int64_t> strides,
-                      int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
-                      uintptr_t solved, uintptr_t coefficients, uintptr_t weights)
-      : row_strides(std::move(strides)) {
-    for (uintptr_t address : addresses) features.push_back(at<const void>(address));
-    problem = {static_cast<int64_t>(features.size()),
-               num_train,
-               num_targets,
-               proj_dim,
-               features.data(),
-               static_cast<DType>(dtype),
-               row_strides.data(),
-               at<const T>(solved),
-               at<const T>(coefficients),
-               at<const T>(weights)};
+// A dense projection with the gradients that its pointer needs.
+struct Projection {
+  MatrixLaw matrix;
+  std::vector<GradientView> grads;
+  int64_t rows;
+  int64_t proj_dim;
+  OutputView out;
+  int precision;
+
+  ProjectionProblem problem() const {
+    return {matrix,   grads.data(), static_cast<int64_t>(grads.size()), rows,
+            proj_dim, out,          static_cast<Precision>(precision)};
   }
-  OwnedScoringProblem(const OwnedScoringProblem&) = delete;
+};
+
+// The same for the sparse kind.
+struct SparseProjection {
+  SjltLaw matrix;
+  std::vector<GradientView> grads;
+  int64_t rows;
+  OutputView out;
+
+  SjltProblem problem() const {
+    return {matrix, grads.data(), static_cast<int64_t>(grads.size()), rows, out};
+  }
+};
+
+// Scores in fp32 or fp64, with the storage that a problem's pointers need.
+struct Scoring {
+  DType dtype;  // of scores, solved targets, coefficients and weights
+  std::vector<uintptr_t> features;
+  std::vector<int64_t> row_strides;
+  DType feature_dtype;
+  int64_t num_train;
+  int64_t num_targets;
+  int64_t proj_dim;
+  uintptr_t solved;
+  uintptr_t coefficients;
+  uintptr_t weights;
+  int precision;
+
+  // Returns what call(problem) does for a ScoringProblem<T> of this dtype.
+  template <class Call>
+  auto with_problem(const Call& call) const {
+    return dtype == DType::kFloat64 ? call(problem<double>()) : call(problem<float>());
+  }
+
+ private:
+  template <class T>
+  ScoringProblem<T> problem() const {
+    static_assert(sizeof(uintptr_t) == sizeof(const void*));
+    return {static_cast<int64_t>(row_strides.size()),
+            num_train,
+            num_targets,
+            proj_dim,
+            reinterpret_cast<const void* const*>(features.data()),
+            feature_dtype,
+            row_strides.data(),
+            at<const T>(solved),
+            at<const T>(coefficients),
+            at<const T>(weights),
+            static_cast<Precision>(precision)};
+  }
 };
 
 template <class T>
-void bind_score(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
-                int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
-                uintptr_t solved, uintptr_t coefficients, uintptr_t weights, uintptr_t out,
-                int num_threads) {
-  py::gil_scoped_release release;
-  const OwnedScoringProblem<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
-                                     solved, coefficients, weights);
-  score(owned.problem, at<T>(out), num_threads);
+T* scores_at(const ScoringProblem<T>&, uintptr_t address) {
+  return at<T>(address);
 }
 
-template <class T>
-bool bind_top_k(const std::vector<uintptr_t>& features, const std::vector<int64_t>& row_strides,
-                int dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
-                uintptr_t solved, uintptr_t coefficients, uintptr_t weights, int64_t count,
-                uintptr_t values, uintptr_t indices, int num_threads) {
-  py::gil_scoped_release release;
-  const OwnedScoringProblem<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
-                                     solved, coefficients, weights);
-  return top_k(owned.problem, count, at<T>(values), at<int64_t>(indices), num_threads);
+void bind_problems(py::module_& m) {
+  py::class_<MatrixLaw>(m, "Matrix", "A dense matrix: entry (p, j) is a function of these alone.")
+      .def(py::init([](int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id) {
+             return MatrixLaw{static_cast<Kind>(kind), seed_low, seed_high, model_id};
+           }),
+           py::kw_only(), "kind"_a, "seed_low"_a, "seed_high"_a, "model_id"_a)
+      .def_property_readonly("kind", [](const MatrixLaw& m) { return static_cast<int>(m.kind); })
+      .def_readonly("seed_low", &MatrixLaw::seed_low)
+      .def_readonly("seed_high", &MatrixLaw::seed_high)
+      .def_readonly("model_id", &MatrixLaw::model_id);
+
+  py::class_<SjltLaw>(m, "SparseMatrix",
+                      "A matrix of `repetitions` blocks of `width` columns, one entry a row each.")
+      .def(py::init([](uint64_t width, int64_t repetitions, uint32_t seed_low, uint32_t seed_high,
+                       uint32_t model_id) {
+             return SjltLaw{seed_low, seed_high, model_id, width, repetitions};
+           }),
+           py::kw_only(), "width"_a, "repetitions"_a, "seed_low"_a, "seed_high"_a, "model_id"_a)
+      .def_readonly("width", &SjltLaw::width)
+      .def_readonly("repetitions", &SjltLaw::repetitions)
+      .def_readonly("seed_low", &SjltLaw::seed_low)
+      .def_readonly("seed_high", &SjltLaw::seed_high)
+      .def_readonly("model_id", &SjltLaw::model_id);
+
+  py::class_<GradientView>(m, "Gradient",
+                           "A tensor [rows, params] whose first parameter meets row param_offset.")
+      .def(py::init([](uintptr_t address, int dtype, int64_t params, int64_t row_stride,
+                       int64_t param_stride, uint64_t param_offset) {
+             return GradientView{at<const void>(address),
+                                 static_cast<DType>(dtype),
+                                 params,
+                                 row_stride,
+                                 param_stride,
+                                 param_offset};
+           }),
+           py::kw_only(), "address"_a, "dtype"_a, "params"_a, "row_stride"_a, "param_stride"_a,
+           "param_offset"_a)
+      .def_property_readonly("address", [](const GradientView& g) { return address_of(g.data); })
+      .def_property_readonly("dtype",
+                             [](const GradientView& g) { return static_cast<int>(g.dtype); })
+      .def_readonly("params", &GradientView::params)
+      .def_readonly("row_stride", &GradientView::row_stride)
+      .def_readonly("param_stride", &GradientView::param_stride)
+      .def_readonly("param_offset", &GradientView::param_offset);
+
+  py::class_<OutputView>(m, "Output", "A fp32 tensor [rows, columns].")
+      .def(py::init([](uintptr_t address, int64_t row_stride, int64_t column_stride) {
+             return OutputView{at<float>(address), row_stride, column_stride};
+           }),
+           py::kw_only(), "address"_a, "row_stride"_a, "column_stride"_a)
+      .def_property_readonly("address", [](const OutputView& o) { return address_of(o.data); })
+      .def_readonly("row_stride", &OutputView::row_stride)
+      .def_readonly("column_stride", &OutputView::column_stride);
+
+  py::class_<Projection>(m, "Projection", "out += gradients @ matrix, tensor after tensor.")
+      .def(py::init([](const MatrixLaw& matrix, std::vector<GradientView> grads, int64_t rows,
+                       int64_t proj_dim, const OutputView& out, int precision) {
+             return Projection{matrix, std::move(grads), rows, proj_dim, out, precision};
+           }),
+           py::kw_only(), "matrix"_a, "grads"_a, "rows"_a, "proj_dim"_a, "out"_a, "precision"_a)
+      .def_readonly("matrix", &Projection::matrix)
+      .def_readonly("grads", &Projection::grads)
+      .def_readonly("rows", &Projection::rows)
+      .def_readonly("proj_dim", &Projection::proj_dim)
+      .def_readonly("out", &Projection::out)
+      .def_readonly("precision", &Projection::precision);
+
+  py::class_<SparseProjection>(m, "SparseProjection", "out += gradients @ sparse matrix, one sum.")
+      .def(py::init([](const SjltLaw& matrix, std::vector<GradientView> grads, int64_t rows,
+                       const OutputView& out) {
+             return SparseProjection{matrix, std::move(grads), rows, out};
+           }),
+           py::kw_only(), "matrix"_a, "grads"_a, "rows"_a, "out"_a)
+      .def_readonly("matrix", &SparseProjection::matrix)
+      .def_readonly("grads", &SparseProjection::grads)
+      .def_readonly("rows", &SparseProjection::rows)
+      .def_readonly("out", &SparseProjection::out);
+
+  py::class_<Scoring>(m, "Scoring", "Scores of samples for targets, summed over checkpoints.")
+      .def(py::init([](int dtype, std::vector<uintptr_t> features, std::vector<int64_t> row_strides,
+                       int feature_dtype, int64_t num_train, int64_t num_targets, int64_t proj_dim,
+                       uintptr_t solved, uintptr_t coefficients, uintptr_t weights, int precision) {
+             if (features.size() != row_strides.size()) {
+               throw py::value_error("row_strides: expected one for each of features");
+             }
+             return Scoring{static_cast<DType>(dtype),
+                            std::move(features),
+                            std::move(row_strides),
+                            static_cast<DType>(feature_dtype),
+                            num_train,
+                            num_targets,
+                            proj_dim,
+                            solved,
+                            coefficients,
+                            weights,
+                            precision};
+           }),
+           py::kw_only(), "dtype"_a, "features"_a, "row_strides"_a, "feature_dtype"_a,
+           "num_train"_a, "num_targets"_a, "proj_dim"_a, "solved"_a, "coefficients"_a, "weights"_a,
+           "precision"_a)
+      .def_property_readonly("dtype", [](const Scoring& s) { return static_cast<int>(s.dtype); })
+      .def_readonly("features", &Scoring::features)
+      .def_readonly("row_strides", &Scoring::row_strides)
+      .def_property_readonly("feature_dtype",
+                             [](const Scoring& s) { return static_cast<int>(s.feature_dtype); })
+      .def_readonly("num_train", &Scoring::num_train)
+      .def_readonly("num_targets", &Scoring::num_targets)
+      .def_readonly("proj_dim", &Scoring::proj_dim)
+      .def_readonly("solved", &Scoring::solved)
+      .def_readonly("coefficients", &Scoring::coefficients)
+      .def_readonly("weights", &Scoring::weights)
+      .def_readonly("precision", &Scoring::precision);
+}
+
+void bind_cpu(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  m.def(
+      "project",
+      [](const Projection& projection, int num_threads) {
+        cpu::project(projection.problem(), num_threads);
+      },
+      "projection"_a, "num_threads"_a, unlocked);
+  m.def(
+      "project",
+      [](const SparseProjection& projection, int num_threads) {
+        cpu::project_sjlt(projection.problem(), num_threads);
+      },
+      "projection"_a, "num_threads"_a, unlocked);
+  m.def(
+      "fill_matrix",
+      [](const MatrixLaw& matrix, uint64_t param_offset, int64_t params, int64_t proj_dim,
+         uintptr_t out, int num_threads) {
+        cpu::fill_matrix(matrix, param_offset, params, proj_dim, at<float>(out), num_threads);
+      },
+      "matrix"_a, py::kw_only(), "param_offset"_a, "params"_a, "proj_dim"_a, "out"_a,
+      "num_threads"_a, unlocked);
+  m.def(
+      "fill_matrix",
+      [](const SjltLaw& matrix, uint64_t param_offset, int64_t params, uintptr_t out,
+         int num_threads) {
+        cpu::fill_sjlt_matrix(matrix, param_offset, params, at<float>(out), num_threads);
+      },
+      "matrix"_a, py::kw_only(), "param_offset"_a, "params"_a, "out"_a, "num_threads"_a, unlocked);
+  m.def(
+      "score",
+      [](const Scoring& scoring, uintptr_t out, int num_threads) {
+        scoring.with_problem([&](const auto& problem) {
+          cpu::score(problem, scores_at(problem, out), num_threads);
+        });
+      },
+      "scoring"_a, py::kw_only(), "out"_a, "num_threads"_a, unlocked);
+  m.def(
+      "top_k",
+      [](const Scoring& scoring, int64_t count, uintptr_t values, uintptr_t indices,
+         int num_threads) {
+        return scoring.with_problem([&](const auto& problem) {
+          return cpu::top_k(problem, count, scores_at(problem, values), at<int64_t>(indices),
+                            num_threads);
+        });
+      },
+      "scoring"_a, py::kw_only(), "count"_a, "values"_a, "indices"_a, "num_threads"_a, unlocked);
 }
 
 #if defined(TRAK_EXT_CUDA)
-int64_t bind_cuda_sjlt_workspace_bytes(const std::vector<GradientTuple>& grads, int64_t rows,
-                                       const SjltTuple& law, int64_t limit) {
-  const std::vector<GradientView> views = make_views(grads);
-  return cuda_sjlt_workspace_bytes(make_sjlt_problem(law, views, rows, {}), limit);
-}
-
-void bind_cuda_project_sjlt(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
-                            int64_t out_row_stride, int64_t out_column_stride, const SjltTuple& law,
-                            bool full_blocks, uintptr_t workspace, int64_t workspace_bytes,
-                            int device, uintptr_t stream) {
-  const std::vector<GradientView> views = make_views(grads);
-  py::gil_scoped_release release;
-  cuda_project_sjlt(
-      make_sjlt_problem(law, views, rows, {at<float>(out), out_row_stride, out_column_stride}),
-      full_blocks, at<float>(workspace), workspace_bytes, {device, stream});
-}
-
-void bind_cuda_fill_sjlt_matrix(const SjltTuple& law, uint64_t param_offset, int64_t params,
-                                uintptr_t out, int device, uintptr_t stream) {
-  py::gil_scoped_release release;
-  cuda_fill_sjlt_matrix(make_sjlt_law(law), param_offset, params, at<float>(out), {device, stream});
-}
-
-int64_t bind_cuda_workspace_bytes(const std::vector<GradientTuple>& grads, int64_t rows,
-                                  int64_t proj_dim, int passes, int64_t limit) {
-  const std::vector<GradientView> views = make_views(grads);
-  CudaProjectionProblem problem = {};
-  problem.grads = views.data();
-  problem.num_grads = static_cast<int64_t>(views.size());
-  problem.rows = rows;
-  problem.proj_dim = proj_dim;
-  problem.passes = passes;
-  return cuda_workspace_bytes(problem, limit);
-}
-
-void bind_cuda_project(const std::vector<GradientTuple>& grads, int64_t rows, uintptr_t out,
-                       int64_t proj_dim, int64_t out_row_stride, int64_t out_column_stride,
-                       int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
-                       int passes, const std::string& path, uintptr_t workspace,
-                       int64_t workspace_bytes, int device, uintptr_t stream) {
-  const std::vector<GradientView> views = make_views(grads);
-  const CudaProjectionProblem problem = {make_law(kind, seed_low, seed_high, model_id),
-                                         views.data(),
-                                         static_cast<int64_t>(views.size()),
-                                         rows,
-                                         proj_dim,
-                                         {at<float>(out), out_row_stride, out_column_stride},
-                                         passes,
-                                         at<float>(workspace),
-                                         workspace_bytes};
-  py::gil_scoped_release release;
-  cuda_project(problem, path, {device, stream});
-}
-
-void bind_cuda_fill_matrix(int kind, uint32_t seed_low, uint32_t seed_high, uint32_t model_id,
-                           uint64_t param_offset, int64_t params, int64_t proj_dim, uintptr_t out,
-                           int device, uintptr_t stream) {
-  py::gil_scoped_release release;
-  cuda_fill_matrix(make_law(kind, seed_low, seed_high, model_id), param_offset, params, proj_dim,
-                   at<float>(out), {device, stream});
-}
-
-// A CUDA scoring problem with the storage its pointers need.
-template <class T>
-struct OwnedCudaScoring {
-  std::vector<const void*> features;
-  std::vector<int64_t> row_strides;
-  CudaScoringProblem<T> problem;
-
-  OwnedCudaScoring(const std::vector<uintptr_t>& addresses, std::vector<int64_t> strides, int dtype,
-                   int64_t num_train, int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                   uintptr_t coefficients, uintptr_t weights, int parts)
-      : row_strides(std::move(strides)) {
-    for (uintptr_t address : addresses) features.push_back(at<const void>(address));
-    problem = {static_cast<int64_t>(features.size()),
-               num_train,
-               num_targets,
-               proj_dim,
-               features.data(),
-               static_cast<DType>(dtype),
-               row_strides.data(),
-               at<const T>(solved),
-               at<const T>(coefficients),
-               at<const T>(weights),
-               parts};
-  }
-  OwnedCudaScoring(const OwnedCudaScoring&) = delete;
-};
-
-template <class T>
-int64_t bind_cuda_scoring_workspace_bytes(int64_t num_checkpoints, int64_t num_train,
-                                          int64_t num_targets, int64_t proj_dim, int dtype,
-                                          int parts, int64_t count, int64_t limit) {
-  CudaScoringProblem<T> problem = {};
-  problem.num_checkpoints = num_checkpoints;
-  problem.num_train = num_train;
-  problem.num_targets = num_targets;
-  problem.proj_dim = proj_dim;
-  problem.feature_dtype = static_cast<DType>(dtype);
-  problem.parts = parts;
-  return cuda_scoring_workspace_bytes(problem, count, limit);
-}
-
-template <class T>
-void bind_cuda_score(const std::vector<uintptr_t>& features,
-                     const std::vector<int64_t>& row_strides, int dtype, int64_t num_train,
-                     int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                     uintptr_t coefficients, uintptr_t weights, int parts, const std::string& path,
-                     uintptr_t out, int64_t out_row_stride, int64_t out_target_stride,
-                     uintptr_t workspace, int64_t workspace_bytes, int device, uintptr_t stream) {
-  py::gil_scoped_release release;
-  const OwnedCudaScoring<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
-                                  solved, coefficients, weights, parts);
-  cuda_score(owned.problem, path, at<T>(out), out_row_stride, out_target_stride,
-             {at<char>(workspace), workspace_bytes}, {device, stream});
-}
-
-template <class T>
-void bind_cuda_top_k(const std::vector<uintptr_t>& features,
-                     const std::vector<int64_t>& row_strides, int dtype, int64_t num_train,
-                     int64_t num_targets, int64_t proj_dim, uintptr_t solved,
-                     uintptr_t coefficients, uintptr_t weights, int parts, const std::string& path,
-                     int64_t count, uintptr_t values, uintptr_t indices, uintptr_t not_a_number,
-                     uintptr_t workspace, int64_t workspace_bytes, int device, uintptr_t stream) {
-  py::gil_scoped_release release;
-  const OwnedCudaScoring<T> owned(features, row_strides, dtype, num_train, num_targets, proj_dim,
-                                  solved, coefficients, weights, parts);
-  cuda_top_k(owned.problem, path, count, at<T>(values), at<int64_t>(indices),
-             at<int32_t>(not_a_number), {at<char>(workspace), workspace_bytes}, {device, stream});
-}
-
-py::list bind_cuda_kernels(const std::string& path, int64_t shared_limit) {
+py::list list_cuda_kernels(const std::string& path, int64_t shared_limit) {
   py::list list;
-  for (const CudaKernel& kernel : cuda_kernels(find_path(path, CudaPath::kWgmma), shared_limit)) {
+  for (const cuda::KernelInfo& kernel :
+       cuda::list_kernels(cuda::find_path(path, cuda::Path::kWgmma), shared_limit)) {
     py::dict entry;
     entry["kind"] = kernel.kind == Kind::kRademacher ? "rademacher" : "normal";
     entry["passes"] = kernel.passes;
@@ -292,13 +286,99 @@ py::list bind_cuda_kernels(const std::string& path, int64_t shared_limit) {
   }
   return list;
 }
+
+void bind_cuda(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  m.def(
+      "cuda_workspace_bytes",
+      [](const Projection& projection, int64_t limit) {
+        return cuda::projection_workspace_bytes(projection.problem(), limit);
+      },
+      "projection"_a, "limit"_a);
+  m.def(
+      "cuda_workspace_bytes",
+      [](const SparseProjection& projection, int64_t limit) {
+        return cuda::sjlt_workspace_bytes(projection.problem(), limit);
+      },
+      "projection"_a, "limit"_a);
+  m.def(
+      "cuda_workspace_bytes",
+      [](const Scoring& scoring, int64_t limit, int64_t count) {
+        return scoring.with_problem([&](const auto& problem) {
+          return cuda::scoring_workspace_bytes(problem, count, limit);
+        });
+      },
+      "scoring"_a, "limit"_a, py::kw_only(), "count"_a);
+  m.def(
+      "cuda_project",
+      [](const Projection& projection, const std::string& path, uintptr_t workspace,
+         int64_t workspace_bytes, int device, uintptr_t stream) {
+        cuda::project(projection.problem(), path, at<float>(workspace), workspace_bytes,
+                      {device, stream});
+      },
+      "projection"_a, py::kw_only(), "path"_a, "workspace"_a, "workspace_bytes"_a, "device"_a,
+      "stream"_a, unlocked);
+  m.def(
+      "cuda_project",
+      [](const SparseProjection& projection, bool full_blocks, uintptr_t workspace,
+         int64_t workspace_bytes, int device, uintptr_t stream) {
+        cuda::project_sjlt(projection.problem(), full_blocks, at<float>(workspace), workspace_bytes,
+                           {device, stream});
+      },
+      "projection"_a, py::kw_only(), "full_blocks"_a, "workspace"_a, "workspace_bytes"_a,
+      "device"_a, "stream"_a, unlocked);
+  m.def(
+      "cuda_fill_matrix",
+      [](const MatrixLaw& matrix, uint64_t param_offset, int64_t params, int64_t proj_dim,
+         uintptr_t out, int device, uintptr_t stream) {
+        cuda::fill_matrix(matrix, param_offset, params, proj_dim, at<float>(out), {device, stream});
+      },
+      "matrix"_a, py::kw_only(), "param_offset"_a, "params"_a, "proj_dim"_a, "out"_a, "device"_a,
+      "stream"_a, unlocked);
+  m.def(
+      "cuda_fill_matrix",
+      [](const SjltLaw& matrix, uint64_t param_offset, int64_t params, uintptr_t out, int device,
+         uintptr_t stream) {
+        cuda::fill_sjlt_matrix(matrix, param_offset, params, at<float>(out), {device, stream});
+      },
+      "matrix"_a, py::kw_only(), "param_offset"_a, "params"_a, "out"_a, "device"_a, "stream"_a,
+      unlocked);
+  m.def(
+      "cuda_score",
+      [](const Scoring& scoring, const std::string& path, uintptr_t out, int64_t out_row_stride,
+         int64_t out_target_stride, uintptr_t workspace, int64_t workspace_bytes, int device,
+         uintptr_t stream) {
+        scoring.with_problem([&](const auto& problem) {
+          cuda::score(problem, path, scores_at(problem, out), out_row_stride, out_target_stride,
+                      {at<char>(workspace), workspace_bytes}, {device, stream});
+        });
+      },
+      "scoring"_a, py::kw_only(), "path"_a, "out"_a, "out_row_stride"_a, "out_target_stride"_a,
+      "workspace"_a, "workspace_bytes"_a, "device"_a, "stream"_a, unlocked);
+  m.def(
+      "cuda_top_k",
+      [](const Scoring& scoring, const std::string& path, int64_t count, uintptr_t values,
+         uintptr_t indices, uintptr_t not_a_number, uintptr_t workspace, int64_t workspace_bytes,
+         int device, uintptr_t stream) {
+        scoring.with_problem([&](const auto& problem) {
+          cuda::top_k(problem, path, count, scores_at(problem, values), at<int64_t>(indices),
+                      at<int32_t>(not_a_number), {at<char>(workspace), workspace_bytes},
+                      {device, stream});
+        });
+      },
+      "scoring"_a, py::kw_only(), "path"_a, "count"_a, "values"_a, "indices"_a, "not_a_number"_a,
+      "workspace"_a, "workspace_bytes"_a, "device"_a, "stream"_a, unlocked);
+  m.def("cuda_projection_path", &cuda::projection_path, "device"_a);
+  m.def("cuda_kernels", &list_cuda_kernels, "path"_a, "shared_limit"_a);
+  m.attr("CUDA_TOP_K_MAX") = cuda::kTopKMax;
+}
 #endif
 
-py::object bind_cuda_build() {
+py::object describe_cuda_build() {
 #if defined(TRAK_EXT_CUDA)
-  const CudaBuild build = cuda_build();
+  const cuda::Build build = cuda::describe_build();
   py::list devices;
-  for (const CudaDevice& device : build.devices) {
+  for (const cuda::DeviceInfo& device : build.devices) {
     py::dict entry;
     entry["name"] = device.name;
     entry["compute_capability"] = device.compute_capability;
@@ -317,9 +397,16 @@ py::object bind_cuda_build() {
 #endif
 }
 
+// The constants of normal entries, a list a row.
+std::vector<std::vector<float>> normal_table() {
+  std::vector<std::vector<float>> rows;
+  for (const auto& row : kNormalTable) rows.emplace_back(std::begin(row), std::end(row));
+  return rows;
+}
+
 std::vector<std::string> list_levels() {
   std::vector<std::string> names;
-  for (const char* const* name = available_levels(); *name; ++name) names.emplace_back(*name);
+  for (const char* const* name = cpu::available_levels(); *name; ++name) names.emplace_back(*name);
   return names;
 }
 
@@ -328,37 +415,17 @@ std::vector<std::string> list_levels() {
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of trak_ext; use the functions of the trak_ext package instead.";
-  m.def("project", &trak_ext::bind_project);
-  m.def("fill_matrix", &trak_ext::bind_fill_matrix);
-  m.def("project_sjlt", &trak_ext::bind_project_sjlt);
-  m.def("fill_sjlt_matrix", &trak_ext::bind_fill_sjlt_matrix);
-  m.def("score_float", &trak_ext::bind_score<float>);
-  m.def("score_double", &trak_ext::bind_score<double>);
-  m.def("top_k_float", &trak_ext::bind_top_k<float>);
-  m.def("top_k_double", &trak_ext::bind_top_k<double>);
+  trak_ext::bind_problems(m);
+  trak_ext::bind_cpu(m);
   m.def("law_version", [] { return trak_ext::kLawVersion; });
-  m.def("cpu_level", [] { return trak_ext::kernels().name; });
-  m.def("has_fixed_point", &trak_ext::has_fixed_point);
+  m.def("normal_table", &trak_ext::normal_table);
+  m.def("cpu_level", [] { return trak_ext::cpu::kernels().name; });
+  m.def("has_fixed_point", &trak_ext::cpu::has_fixed_point);
   m.def("available_cpu_levels", &trak_ext::list_levels);
-  m.attr("__version__") = TRAK_EXT_VERSION;
   m.def("compiler", [] { return TRAK_EXT_COMPILER; });
-  m.def("cuda_build", &trak_ext::bind_cuda_build);
+  m.def("cuda_build", &trak_ext::describe_cuda_build);
+  m.attr("__version__") = TRAK_EXT_VERSION;
 #if defined(TRAK_EXT_CUDA)
-  m.def("cuda_workspace_bytes", &trak_ext::bind_cuda_workspace_bytes);
-  m.def("cuda_project", &trak_ext::bind_cuda_project);
-  m.def("cuda_fill_matrix", &trak_ext::bind_cuda_fill_matrix);
-  m.def("cuda_sjlt_workspace_bytes", &trak_ext::bind_cuda_sjlt_workspace_bytes);
-  m.def("cuda_project_sjlt", &trak_ext::bind_cuda_project_sjlt);
-  m.def("cuda_fill_sjlt_matrix", &trak_ext::bind_cuda_fill_sjlt_matrix);
-  m.def("cuda_projection_path", &trak_ext::cuda_projection_path);
-  m.def("cuda_kernels", &trak_ext::bind_cuda_kernels);
-  m.def("cuda_scoring_workspace_bytes_float", &trak_ext::bind_cuda_scoring_workspace_bytes<float>);
-  m.def("cuda_scoring_workspace_bytes_double",
-        &trak_ext::bind_cuda_scoring_workspace_bytes<double>);
-  m.def("cuda_score_float", &trak_ext::bind_cuda_score<float>);
-  m.def("cuda_score_double", &trak_ext::bind_cuda_score<double>);
-  m.def("cuda_top_k_float", &trak_ext::bind_cuda_top_k<float>);
-  m.def("cuda_top_k_double", &trak_ext::bind_cuda_top_k<double>);
-  m.attr("CUDA_TOP_K_MAX") = trak_ext::kCudaTopKMax;
+  trak_ext::bind_cuda(m);
 #endif
 }

@@ -17,8 +17,9 @@ from .attribution.attributor import Attributor
 from .estimator.scoring import kernel_matrix, score, top_k
 from .estimator.sparsity import soft_threshold
 from .kernels.cuda_paths import CudaSelfTestWarning
+from .kernels.operators import get_num_threads, set_num_threads
 from .kernels.projection import Projector, project, projection_matrix
-from .kernels.runtime import build_info, get_num_threads, set_num_threads
+from .kernels.runtime import build_info
 from .kernels.score_pass import TopK
 from .known_answers.report import SelfTestReport, selftest
 from .store import StoreError

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _C
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def warn(message: str) -> None:
+    """Say a RuntimeWarning that points at the line outside this package that led here."""
+    package = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 def describe(value: Any) -> str:
@@ -139,6 +152,25 @@ def float_tensor(name: str, value: Any, shape: str, dims: tuple[int, ...]) -> Te
             f"got {describe(value)}"
         )
     return value
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Return whether forward-mode derivatives are asked for, by torch.func.jvp or a dual number."""
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def has_values(name: str, tensor: Tensor) -> None:
+    """Refuse what torch.func and tracing hand in the place of a tensor: there is nothing to read.
+
+    Derivatives of what kernels compute would come out as zero.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or has_tangent(tensor):
+        raise ValueError(
+            f"{name}: expected a tensor outside of torch.func transforms (grad, jvp, vmap), which "
+            "this function is not differentiated or mapped by, got one inside"
+        )
+    if isinstance(tensor, FakeTensor):
+        raise ValueError(f"{name}: expected a tensor with values, got a fake one (of a trace)")
 
 
 def on_device_with_kernels(name: str, tensor: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The slow and obvious oracle: the matrix's definition, projection and scores in plain NumPy.
 
-Imports nothing of the compiled module. The law's text is csrc/law.md.
+Takes nothing of the compiled module but the table of constants of normal entries. The definition
+in words is csrc/law.md.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .normal_table import NORMAL_TABLE
+from . import _C
 
 LAW_VERSION = 1
 
 Array = npt.NDArray[Any]
+
+# [64, 4]: the terms c0..c3 of each row, as csrc/law/normal_table.h has them.
+NORMAL_TABLE = np.array(_C.normal_table(), np.float32)
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -6,7 +6,7 @@
 #include "../problem.h"
 #include "simd.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 TRAK_EXT_INLINE float float_from_bits(uint32_t bits) {
@@ -102,4 +102,4 @@ inline void pack_as_float(const StridedRows& source, int64_t row_begin, int64_t 
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

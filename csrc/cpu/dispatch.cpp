@@ -9,7 +9,7 @@
 
 #include "kernel_table.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 constexpr int kMaxLevels = 3;
@@ -90,4 +90,4 @@ const ProjectionKernels& projection_kernels(Kind kind, [[maybe_unused]] Precisio
 
 const char* const* available_levels() { return levels().name; }
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

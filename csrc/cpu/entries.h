@@ -8,7 +8,7 @@
 #include "philox_simd.h"
 #include "projection.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 constexpr int kColumnVectors = 2;                             // vectors of columns a tile
@@ -73,4 +73,4 @@ TRAK_EXT_INLINE void fill_entries(Kind kind, const KeySchedule& keys, uint64_t c
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

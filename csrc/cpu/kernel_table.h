@@ -1,13 +1,12 @@
 // What every instruction-set level offers: one table of functions a translation unit.
 #pragma once
 
+#include "../division.h"
 #include "projection.h"
 #include "scoring.h"
 #include "sjlt.h"
 
-namespace trak_ext {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+namespace trak_ext::cpu {
 
 // Sums are cut at parameter numbers that are multiples of this, whatever the offset.
 constexpr int kChunkParams = 128;
@@ -81,4 +80,4 @@ bool has_fixed_point();
 // Names of the levels that this machine runs, the plainest first; a null ends the list.
 const char* const* available_levels();
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

@@ -1,7 +1,7 @@
 #include "lookup_medium_avx512.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 
 extern const ProjectionKernels kVnniMediumKernels = lookup_kernels<LookupMedium>();
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

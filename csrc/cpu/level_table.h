@@ -12,7 +12,7 @@
 #include "lookup_avx2.h"
 #endif
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 
 extern const KernelTable TRAK_EXT_LEVEL_TABLE = {
     TRAK_EXT_LEVEL_NAME,
@@ -33,4 +33,4 @@ extern const KernelTable TRAK_EXT_LEVEL_TABLE = {
     {kMicroColumns<double>, pack_targets<double>, score_block<double>},
 };
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

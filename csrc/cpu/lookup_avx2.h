@@ -8,7 +8,7 @@
 
 #include "lookup_driver.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // The words as the lookups want them: a bit tells whether its sign differs from that of the next
@@ -106,4 +106,4 @@ TRAK_EXT_OUT_OF_LINE void LookupAvx2::accumulate(int blocks, const float* tables
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

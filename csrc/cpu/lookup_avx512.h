@@ -15,7 +15,7 @@
 
 #include "lookup_tables_avx512.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 struct LookupAvx512 {
@@ -145,4 +145,4 @@ TRAK_EXT_OUT_OF_LINE void LookupAvx512::accumulate(int, const float* tables, con
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

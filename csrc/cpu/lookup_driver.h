@@ -10,7 +10,7 @@
 #include "kernel_table.h"
 #include "philox_simd.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 constexpr int kBlockWords = 4;
@@ -47,7 +47,7 @@ TRAK_EXT_INLINE void read_chunk(const GradientView& grads, int64_t row, int64_t 
 TRAK_EXT_INLINE void prefetch_chunk(const GradientView& grads, int64_t row, int64_t first,
                                     int count) {
   if (grads.param_stride != 1) return;
-  const int64_t bytes = element_size(grads.dtype);
+  const int64_t bytes = element_bytes(grads.dtype);
   const uintptr_t address = reinterpret_cast<uintptr_t>(grads.data) +
                             static_cast<uintptr_t>((row * grads.row_stride + first) * bytes);
   for (int64_t at = 0; at < count * bytes; at += 64) {
@@ -56,15 +56,11 @@ TRAK_EXT_INLINE void prefetch_chunk(const GradientView& grads, int64_t row, int6
 }
 
 TRAK_EXT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-TRAK_EXT_INLINE int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 // The largest of the even parts of `total` that are no longer than `most`: 65 in parts of at most
 // 64 is 33 + 32, not 64 + 1.
 TRAK_EXT_INLINE int64_t even_part(int64_t total, int64_t most) {
-  const int64_t parts = (total + most - 1) / most;
-  return (total + parts - 1) / parts;
+  return ceil_div(total, ceil_div(total, most));
 }
 
 // How one call cuts its tile, and how large its pieces of the workspace are.
@@ -93,7 +89,7 @@ struct RowGroups {
 
   template <typename Level>
   static RowGroups of(int64_t rows) {
-    return {rows, (rows + Level::kGroupRows - 1) / Level::kGroupRows};
+    return {rows, ceil_div(rows, Level::kGroupRows)};
   }
   int64_t begin(int64_t group) const { return rows * group / count; }
   int size(int64_t group) const { return static_cast<int>(begin(group + 1) - begin(group)); }
@@ -271,4 +267,4 @@ constexpr ProjectionKernels lookup_kernels() {
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

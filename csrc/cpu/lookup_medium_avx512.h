@@ -11,7 +11,7 @@
 
 #include "lookup_tables_avx512.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 struct LookupMedium {
@@ -220,4 +220,4 @@ TRAK_EXT_OUT_OF_LINE void LookupMedium::accumulate(int blocks, const float* tabl
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

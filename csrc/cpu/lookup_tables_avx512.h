@@ -3,7 +3,7 @@
 
 #include "lookup_driver.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // GCC would rather load or compute a thing again than hold it.
@@ -49,4 +49,4 @@ TRAK_EXT_INLINE VecU fold_bits(VecU word, uint32_t folded_bits) {
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

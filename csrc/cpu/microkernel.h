@@ -4,7 +4,7 @@
 
 #include "simd.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // Rows a tile: two accumulators a row, two registers of `right` and one of `left` must fit.
@@ -71,4 +71,4 @@ void multiply_rows(const T* left, int64_t left_stride, int64_t rows, const T* ri
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

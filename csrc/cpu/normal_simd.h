@@ -8,7 +8,7 @@
 #include "../law/normal.h"
 #include "simd.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 TRAK_EXT_OUT_OF_LINE VecF normal_one_by_one(VecU word) {
@@ -96,4 +96,4 @@ TRAK_EXT_INLINE VecF normal_from_word(VecU word) { return normal_one_by_one(word
 #endif
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

@@ -4,7 +4,7 @@
 #include "../law/philox.h"
 #include "simd.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // What every block of a call shares: round keys, as scalars.
@@ -98,4 +98,4 @@ TRAK_EXT_INLINE void philox_columns(const KeySchedule& keys, const SharedRounds&
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

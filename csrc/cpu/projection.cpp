@@ -8,7 +8,7 @@
 #include "kernel_table.h"
 #include "threads.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // Below this many multiply-adds a thread costs more to start than it saves.
@@ -57,8 +57,8 @@ void project_by_tiles(const ProjectionProblem& problem, const ProjectionKernels&
 // Parameters [begin, end) of a gradient tensor.
 GradientView slice(const GradientView& grads, int64_t begin, int64_t end) {
   GradientView part = grads;
-  part.data =
-      static_cast<const char*>(grads.data) + begin * grads.param_stride * element_size(grads.dtype);
+  part.data = static_cast<const char*>(grads.data) +
+              begin * grads.param_stride * element_bytes(grads.dtype);
   part.params = end - begin;
   part.param_offset = grads.param_offset + static_cast<uint64_t>(begin);
   return part;
@@ -170,4 +170,4 @@ void fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, in
   });
 }
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

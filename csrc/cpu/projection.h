@@ -6,7 +6,7 @@
 
 #include "../problem.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 
 // A rectangle of the output: what one thread makes at a time.
 struct OutputTile {
@@ -16,21 +16,10 @@ struct OutputTile {
   int64_t column_end;
 };
 
-// out[b, j] += sum_p g[b, p] R[p, j] for every tensor in turn.
-struct ProjectionProblem {
-  MatrixLaw law;
-  Precision precision;
-  const GradientView* grads;
-  int64_t num_grads;
-  int64_t rows;
-  int64_t proj_dim;
-  OutputView out;
-};
-
 void project(const ProjectionProblem& problem, int num_threads);
 
 // out[p, j] = R[param_offset + p, j] for p < params.
 void fill_matrix(const MatrixLaw& law, uint64_t param_offset, int64_t params, int64_t proj_dim,
                  float* out, int num_threads);
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

@@ -7,7 +7,7 @@
 #include "kernel_table.h"
 #include "microkernel.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 constexpr int64_t kTileRowsMax = 128;
@@ -42,7 +42,7 @@ TRAK_EXT_INLINE void project_tensor(const ProjectionProblem& problem, const KeyS
                                     ProjectionWorkspace& work) {
   const int64_t rows = tile.row_end - tile.row_begin;
   const int64_t columns = tile.column_end - tile.column_begin;
-  const int64_t padded_columns = (columns + kTileColumns - 1) / kTileColumns * kTileColumns;
+  const int64_t padded_columns = round_up(columns, kTileColumns);
   std::memset(work.span, 0, sizeof(work.span[0]) * rows);
 
   const uint64_t first_param = grads.param_offset;
@@ -110,4 +110,4 @@ void fill_matrix_columns(const MatrixLaw& law, uint64_t param_offset, int64_t pa
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

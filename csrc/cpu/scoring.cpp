@@ -8,7 +8,7 @@
 #include "kernel_table.h"
 #include "threads.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 template <class T>
@@ -165,4 +165,4 @@ template void score<double>(const ScoringProblem<double>&, double*, int);
 template bool top_k<float>(const ScoringProblem<float>&, int64_t, float*, int64_t*, int);
 template bool top_k<double>(const ScoringProblem<double>&, int64_t, double*, int64_t*, int);
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

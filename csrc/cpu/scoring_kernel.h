@@ -5,13 +5,13 @@
 #include "kernel_table.h"
 #include "microkernel.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // packed[tile][m][d][lane] = solved[m, tile * kMicroColumns + lane, d], zero beyond num_targets.
 template <class T>
 void pack_targets(const ScoringProblem<T>& problem, T* packed) {
-  const int64_t tiles = (problem.num_targets + kMicroColumns<T> - 1) / kMicroColumns<T>;
+  const int64_t tiles = ceil_div(problem.num_targets, kMicroColumns<T>);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     for (int64_t m = 0; m < problem.num_checkpoints; ++m) {
       T* slab = packed + (tile * problem.num_checkpoints + m) * problem.proj_dim * kMicroColumns<T>;
@@ -92,4 +92,4 @@ void score_block(const ScoringProblem<T>& problem, const T* packed, int64_t row_
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

@@ -11,7 +11,7 @@
 #include <emmintrin.h>
 #endif
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 #if defined(__AVX512F__)
@@ -134,4 +134,4 @@ TRAK_EXT_INLINE VecQ packed_order(int argument) {
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

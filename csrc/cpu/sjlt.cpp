@@ -11,7 +11,7 @@
 #include "kernel_table.h"
 #include "threads.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 // Rounds to nearest and keeps denormals while it lives, whatever the caller's thread does.
@@ -247,4 +247,4 @@ void fill_sjlt_matrix(const SjltLaw& law, uint64_t param_offset, int64_t params,
   });
 }
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

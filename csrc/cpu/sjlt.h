@@ -3,7 +3,7 @@
 
 #include "../sjlt_problem.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 
 void project_sjlt(const SjltProblem& problem, int num_threads);
 
@@ -29,4 +29,4 @@ constexpr int64_t sjlt_pitch(const SjltPanel& panel) {
   return (panel.column_end - panel.column_begin + 15) / 16 * 16;
 }
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

@@ -8,7 +8,7 @@
 #include "convert.h"
 #include "sjlt_signs.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 constexpr int kSjltGroup = 8;     // chunks in registers
@@ -121,7 +121,7 @@ TRAK_EXT_OUT_OF_LINE void add_rotated_group(int64_t columns, int64_t width, Grou
                                             const uint16_t* flips, SjltScratch& scratch,
                                             float* sums) {
   const int64_t whole = columns / kSjltColumns;
-  const int64_t vectors = (columns + kSjltColumns - 1) / kSjltColumns;
+  const int64_t vectors = ceil_div(columns, kSjltColumns);
   for (int64_t v = 0; v < vectors;) {
     // To the next vector that one of the runs ends in or before, or that is not whole.
     int64_t next = whole;
@@ -311,4 +311,4 @@ void sum_sjlt_node(const SjltProblem& problem, uint64_t node, const SjltPanel& p
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

@@ -5,7 +5,7 @@
 #include "simd.h"
 #include "sjlt.h"
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 namespace {
 
 constexpr int kSignBlock = 1 << kSjltSignLog2;  // parameters a Philox block
@@ -52,7 +52,7 @@ constexpr int64_t room_for_signs(int64_t count) {
 TRAK_EXT_INLINE void read_signs(const SjltLaw& law, uint32_t repetition, uint64_t first,
                                 int64_t count, uint32_t* words) {
   const auto skip = static_cast<int>(first % kSignBlock);
-  const int64_t blocks = (skip + count + kSignBlock - 1) / kSignBlock;
+  const int64_t blocks = ceil_div(skip + count, kSignBlock);
   fill_blocks(law, repetition, (first >> kSjltSignLog2) | kSjltSigns, blocks, words);
   words[blocks * 4] = 0;
   const uint32_t* source = words + skip / 32;
@@ -119,4 +119,4 @@ TRAK_EXT_INLINE void lay_out_signs(const SjltLaw& law, uint32_t repetition, cons
 }
 
 }  // namespace
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

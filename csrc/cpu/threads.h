@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-namespace trak_ext {
+namespace trak_ext::cpu {
 
 // Runs work(thread, task) for every task below num_tasks; tasks are taken in ascending order.
 // `work` must not throw. With fewer threads to be had than asked for, those that started do it all.
@@ -49,4 +49,4 @@ inline AlignedBuffer allocate_aligned(int64_t bytes) {
   return AlignedBuffer(memory);
 }
 
-}  // namespace trak_ext
+}  // namespace trak_ext::cpu

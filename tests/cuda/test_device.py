@@ -187,13 +187,32 @@ def test_devices_that_do_not_match_get_one_sentence():
         operators.project_([grads], torch.zeros(3, 8), "normal", 0, 0, 0, 0, "high")
 
 
+def made_up_projection(rows: int, num_params: int, proj_dim: int) -> _C.Projection:
+    return _C.Projection(
+        matrix=operators.native_matrix("rademacher", 0, 0, 0, proj_dim, 1),
+        grads=[
+            _C.Gradient(
+                address=0,
+                dtype=1,
+                params=num_params,
+                row_stride=num_params,
+                param_stride=1,
+                param_offset=0,
+            )
+        ],
+        rows=rows,
+        proj_dim=proj_dim,
+        out=_C.Output(address=0, row_stride=proj_dim, column_stride=1),
+        precision=2,
+    )
+
+
 @built
 def test_workspace_is_bounded():
     def size(
         rows: int, num_params: int, proj_dim: int, limit: int = operators.CUDA_WORKSPACE_BYTES
     ):
-        views = [(0, 1, num_params, num_params, 1, 0)]
-        return _C.cuda_workspace_bytes(views, rows, proj_dim, 2, limit)
+        return _C.cuda_workspace_bytes(made_up_projection(rows, num_params, proj_dim), limit)
 
     assert size(64, 10**12, 8192) == 256 * 2**20
     # Five chunks of 2048: sums, and eight rows in two bf16 parts.
@@ -208,12 +227,15 @@ def test_workspace_is_bounded():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_there_is_an_error_and_no_result():
     grads, out = torch.ones(1, 8), torch.zeros(1, 4)
-    arguments = (1, out.data_ptr(), 4, 4, 1, 0, 0, 0, 0, 2, "plain", out.data_ptr(), 16, 0, 0)
+    matrix = operators.native_matrix("rademacher", 0, 0, 0, 4, 1)
+    projection = operators.native_projection(matrix, [(grads, 0)], out, "high")
+    space = {"workspace": out.data_ptr(), "workspace_bytes": 16}
     with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
-        _C.cuda_project([(grads.data_ptr(), 1, 8, 8, 1, 0)], *arguments)
+        _C.cuda_project(projection, path="plain", **space, device=0, stream=0)
     assert "\n" not in str(error.value)
+    rows = operators.matrix_rows(matrix, 0, out)
     with pytest.raises(RuntimeError, match=r"^CUDA: "):
-        _C.cuda_fill_matrix(0, 0, 0, 0, 0, 1, 1, out.data_ptr(), 0, 0)
+        _C.cuda_fill_matrix(matrix, **rows, device=0, stream=0)
     assert (out == 0).all()
 
 

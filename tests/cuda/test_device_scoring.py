@@ -212,15 +212,30 @@ def test_tensors_on_different_devices_get_one_sentence():
         trak_ext.score(train, targets, weights.cuda())
 
 
+def made_up_scoring(features: list[int], n: int, t: int, k: int, dtype: int) -> _C.Scoring:
+    return _C.Scoring(
+        dtype=dtype,
+        features=features,
+        row_strides=[k] * len(features),
+        feature_dtype=dtype,
+        num_train=n,
+        num_targets=t,
+        proj_dim=k,
+        solved=features[0],
+        coefficients=0,
+        weights=0,
+        precision=3,
+    )
+
+
 @built
 @pytest.mark.parametrize("wide", [False, True])
 def test_workspace_is_bounded(wide):
-    size_of = getattr(_C, "cuda_scoring_workspace_bytes_" + ("double" if wide else "float"))
-
     def size(
         n: int, t: int, k: int, count: int, limit: int = operators.CUDA_WORKSPACE_BYTES
     ) -> int:
-        return size_of(10, n, t, k, 0 if wide else 1, 3, count, limit)
+        scoring = made_up_scoring([0] * 10, n, t, k, 0 if wide else 1)
+        return _C.cuda_workspace_bytes(scoring, limit, count=count)
 
     assert size(10**9, 10**6, 8192, 0) == (0 if wide else 256 * 2**20)
     assert size(10**9, 10**6, 8192, 1024) == 256 * 2**20
@@ -237,14 +252,15 @@ def test_workspace_is_bounded(wide):
 def test_without_a_device_there_is_an_error_and_no_result(name):
     dtype, code = (torch.float64, 0) if name == "double" else (torch.float32, 1)
     features, out = torch.ones(1, 8, dtype=dtype), torch.zeros(4, dtype=dtype)
-    address = features.data_ptr()
-    arguments = ([address], [8], code, 1, 1, 8, address, 0, 0, 3, "plain")
+    address = out.data_ptr()
+    scoring = made_up_scoring([features.data_ptr()], 1, 1, 8, code)
+    how = {"path": "plain", "workspace": 0, "workspace_bytes": 0, "device": 0, "stream": 0}
     with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
-        getattr(_C, f"cuda_score_{name}")(*arguments, out.data_ptr(), 1, 1, 0, 0, 0, 0)
+        _C.cuda_score(scoring, out=address, out_row_stride=1, out_target_stride=1, **how)
     assert "\n" not in str(error.value)
-    outputs = (out.data_ptr(), out.data_ptr(), out.data_ptr(), 0, 0, 0, 0)
+    outputs = {"values": address, "indices": address, "not_a_number": address}
     with pytest.raises(RuntimeError, match=r"^CUDA: "):
-        getattr(_C, f"cuda_top_k_{name}")(*arguments, 1, *outputs)
+        _C.cuda_top_k(scoring, count=1, **outputs, **how)
     assert (out == 0).all()
 
 

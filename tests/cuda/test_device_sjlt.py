@@ -135,13 +135,15 @@ def test_opcheck():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_there_is_an_error_and_no_result():
     grads, out = torch.ones(1, 8), torch.zeros(1, 4)
-    views, law = [(grads.data_ptr(), 1, 8, 8, 1, 0)], (4, 1, 0, 0, 0)
-    size = _C.cuda_sjlt_workspace_bytes(views, 1, law, 2**20)
+    matrix = operators.native_matrix("sjlt", 0, 0, 0, 4, 1)
+    projection = operators.native_projection(matrix, [(grads, 0)], out, "high")
+    size = _C.cuda_workspace_bytes(projection, 2**20)
     workspace = torch.zeros(size // 4)
-    space = (workspace.data_ptr(), size)
+    space = {"workspace": workspace.data_ptr(), "workspace_bytes": size}
     with pytest.raises(RuntimeError, match=r"^CUDA: ") as error:
-        _C.cuda_project_sjlt(views, 1, out.data_ptr(), 4, 1, law, False, *space, 0, 0)
+        _C.cuda_project(projection, full_blocks=False, **space, device=0, stream=0)
     assert "\n" not in str(error.value)
+    rows = operators.matrix_rows(matrix, 0, out)
     with pytest.raises(RuntimeError, match=r"^CUDA: "):
-        _C.cuda_fill_sjlt_matrix(law, 0, 1, out.data_ptr(), 0, 0)
+        _C.cuda_fill_matrix(matrix, **rows, device=0, stream=0)
     assert (out == 0).all()

@@ -249,7 +249,7 @@ def test_planted_faults_are_caught(path, fault, tmp_path, runner):
     message = ""
     if fault is not None:
         name, before, after, message = FAULTS[path][fault]
-        file = sources / "cuda" / name
+        file = sources / "cuda" / "projection" / name
         text = file.read_text()
         assert text.count(before) == 1
         file.write_text(text.replace(before, after))

@@ -33,12 +33,12 @@ def build(folder, headers) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("runtime"), SOURCES / "cuda")
+    return build(tmp_path_factory.mktemp("runtime"), SOURCES / "cuda" / "device")
 
 
 def build_with_fault(folder, header: str, *replacements: tuple[str, str]) -> ctypes.CDLL:
     for name in HEADERS:
-        shutil.copy(SOURCES / "cuda" / name, folder)
+        shutil.copy(SOURCES / "cuda" / "device" / name, folder)
     text = (folder / header).read_text()
     for before, after in replacements:
         assert text.count(before) == 1

@@ -5,6 +5,8 @@ What a GPU would forgive is an error here: see cuda_host/device_host.h.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -216,12 +218,13 @@ def on_host(library, monkeypatch):
     """Let the Python side of CUDA scoring call the kernels that run on the host."""
     if not hasattr(_C, "CUDA_TOP_K_MAX"):
         pytest.skip("trak_ext was built without CUDA")
-    kernels = {"cuda_score": library.cuda_score, "cuda_top_k": library.cuda_top_k}
-    native = SolvedTargets._kernel
-    monkeypatch.setattr(
-        SolvedTargets, "_kernel", lambda self, name: kernels.get(name) or native(self, name)
+    native = SimpleNamespace(
+        cuda_score=library.cuda_score,
+        cuda_top_k=library.cuda_top_k,
+        cuda_workspace_bytes=_C.cuda_workspace_bytes,
     )
-    monkeypatch.setattr(operators, "cuda_queue", lambda device: (0, 0))
+    monkeypatch.setattr(SolvedTargets, "_native", lambda self: native)
+    monkeypatch.setattr(operators, "cuda_queue", lambda device: {"device": 0, "stream": 0})
     monkeypatch.setattr(
         cuda_paths,
         "scoring_path",

@@ -184,7 +184,7 @@ def test_planted_faults_of_the_warpgroups_kernel_are_caught(fault, tmp_path, run
     message = ""
     if fault is not None:
         name, before, after, message = WARPGROUP_FAULTS[fault]
-        file = sources / "cuda" / name
+        file = sources / "cuda" / "scoring" / name
         text = file.read_text()
         assert text.count(before) == 1
         file.write_text(text.replace(before, after))
@@ -303,7 +303,7 @@ def test_planted_faults_are_caught(fault, tmp_path, runner):
     name, before, after, message = FAULTS[fault]
     sources = tmp_path / "csrc"
     shutil.copytree(SOURCES, sources)
-    file = sources / "cuda" / name
+    file = sources / "cuda" / "scoring" / name
     text = file.read_text()
     assert text.count(before) == 1
     file.write_text(text.replace(before, after))

@@ -116,9 +116,9 @@ def test_a_planted_fault_is_found(name, tmp_path, runner):
     said = None
     if name is not None:
         file, before, after, said = FAULTS[name]
-        text = (sources / "cuda" / file).read_text()
+        text = (sources / "cuda" / "projection" / file).read_text()
         assert text.count(before) >= 1
-        (sources / "cuda" / file).write_text(text.replace(before, after))
+        (sources / "cuda" / "projection" / file).write_text(text.replace(before, after))
     library = SjltHostLibrary(tmp_path, sources, runner)
     if said is None:
         assert all_is_well(library)

@@ -107,9 +107,9 @@ inline uint64_t __cvta_generic_to_shared(const void* at) { return reinterpret_ca
 int main() {
   long address, leading, stride, bytes;
   while (std::scanf("%ld %ld %ld %ld", &address, &leading, &stride, &bytes) == 4) {
-    const uint64_t operand = trak_ext::device::describe_operand(
+    const uint64_t operand = trak_ext::cuda::device::describe_operand(
         reinterpret_cast<void*>(address), static_cast<int>(leading), static_cast<int>(stride));
-    const uint64_t moved = trak_ext::device::move_operand(operand, static_cast<int>(bytes));
+    const uint64_t moved = trak_ext::cuda::device::move_operand(operand, static_cast<int>(bytes));
     std::printf("%llu %llu\\n", static_cast<unsigned long long>(operand),
                 static_cast<unsigned long long>(moved));
   }
@@ -143,7 +143,7 @@ def is_described_rightly(folder, header: str) -> bool:
 
 
 def test_the_device_describes_operands_as_cute_does(tmp_path):
-    header = (SOURCES / "cuda" / "warpgroup_cuda.h").read_text()
+    header = (SOURCES / "cuda" / "device" / "warpgroup_cuda.h").read_text()
     assert is_described_rightly(tmp_path, header)
     for before, after in [
         ("summed_bytes >> 4) << 16", "row_bytes >> 4) << 16"),
@@ -161,7 +161,7 @@ def list_of(first: int, count: int) -> str:
 def test_the_warpgroups_instruction_names_its_operands_in_order():
     # PTX ISA, wgmma.mma_async with A in registers: d, a, b's descriptor, scale-d, the signs of a
     # and b (1: as they are), and whether b is transposed (0: k runs along memory).
-    text = (SOURCES / "cuda" / "warpgroup_cuda.h").read_text()
+    text = (SOURCES / "cuda" / "device" / "warpgroup_cuda.h").read_text()
     blocks = re.findall(
         r"asm volatile\(\s*(\"\{ \.reg \.pred p; setp.*?)\"memory\"\);", text, re.DOTALL
     )
@@ -189,7 +189,7 @@ def test_the_warpgroups_instruction_names_its_operands_in_order():
 
 
 def test_the_warps_instruction_names_its_operands_in_order():
-    text = (SOURCES / "cuda" / "device_cuda.h").read_text()
+    text = (SOURCES / "cuda" / "device" / "device_cuda.h").read_text()
     found = re.search(r"mma\.sync\.aligned\.m16n8k16.*?\);", text, re.DOTALL)
     assert found is not None
     assert "row.col.f32.bf16.bf16.f32" in found[0]

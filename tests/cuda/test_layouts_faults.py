@@ -21,7 +21,11 @@ KERNEL_FAULTS = {
     "halves of a register": (
         "mma",
         [
-            ("csrc/cuda/entries.h", "return {lower, lower + 16};", "return {lower + 16, lower};"),
+            (
+                "csrc/cuda/projection/entries.h",
+                "return {lower, lower + 16};",
+                "return {lower + 16, lower};",
+            ),
         ],
         NOT_BESIDE,
     ),
@@ -29,7 +33,7 @@ KERNEL_FAULTS = {
         "mma",
         [
             (
-                "csrc/cuda/entries.h",
+                "csrc/cuda/projection/entries.h",
                 "a[2 + i] = pair_of_signs(word);",
                 "a[3 - i] = pair_of_signs(word);",
             ),
@@ -38,12 +42,12 @@ KERNEL_FAULTS = {
     ),
     "leading offset": (
         "warpgroup",
-        [("csrc/cuda/operand_ring.h", DESCRIBED, "kCoreBytes, kCoreBytes);")],
+        [("csrc/cuda/projection/operand_ring.h", DESCRIBED, "kCoreBytes, kCoreBytes);")],
         "gradients of several parameters|rows are not in order|" + NOT_BESIDE,
     ),
     "rows of a core matrix": (
         "warpgroup",
-        [("csrc/cuda/split_gradients_kernel.h", "+ row * 16;", "+ (row ^ 1) * 16;")],
+        [("csrc/cuda/projection/split_gradients_kernel.h", "+ row * 16;", "+ (row ^ 1) * 16;")],
         "rows are not in order",
     ),
 }
@@ -51,7 +55,7 @@ SHARED_FAULTS = {
     "leading and stride offsets exchanged": (
         "warpgroup",
         [
-            ("csrc/cuda/operand_ring.h", DESCRIBED, "kCoreBytes, kHalfBytes);"),
+            ("csrc/cuda/projection/operand_ring.h", DESCRIBED, "kCoreBytes, kHalfBytes);"),
             (
                 "host/warpgroup.cpp",
                 "k / 8 * summed_bytes + n / 8 * row_bytes",
@@ -81,7 +85,11 @@ SHARED_FAULTS = {
     "halves of the second operand's registers swapped": (
         "mma",
         [
-            ("csrc/cuda/entries.h", "return {lower, lower + 16};", "return {lower + 16, lower};"),
+            (
+                "csrc/cuda/projection/entries.h",
+                "return {lower, lower + 16};",
+                "return {lower + 16, lower};",
+            ),
             (
                 "host/runner.cpp",
                 "b[2 * t + half][g] = from_bf16(fiber.b[0] >> (16 * half));",
@@ -99,12 +107,12 @@ SHARED_FAULTS = {
         "warpgroup",
         [
             (
-                "csrc/cuda/entries.h",
+                "csrc/cuda/projection/entries.h",
                 "a[i] = pair_of_signs(word);",
                 "a[2 * i] = pair_of_signs(word);",
             ),
             (
-                "csrc/cuda/entries.h",
+                "csrc/cuda/projection/entries.h",
                 "a[2 + i] = pair_of_signs(word);",
                 "a[2 * i + 1] = pair_of_signs(word);",
             ),
@@ -116,7 +124,7 @@ SHARED_FAULTS = {
     "rows of the sums exchanged": (
         "mma",
         [
-            ("csrc/cuda/block_tile.h", "lane % 4 * 2 + i;", "lane % 4 + 4 * i;"),
+            ("csrc/cuda/projection/block_tile.h", "lane % 4 * 2 + i;", "lane % 4 + 4 * i;"),
             (
                 "host/runner.cpp",
                 "d[g][2 * t + half] = fiber.d[half];\n      d[g + 8][2 * t + half]",

@@ -156,8 +156,8 @@ def test_faults_planted_in_the_real_kernels_are_caught(kernels, check, what):
 
 # C7510 to C7519 and their like: ptxas serialises matrix instructions, or waits where nobody asked.
 PROBE = """
-#include "device.h"
-using namespace trak_ext;
+#include "device/device.h"
+using namespace trak_ext::cuda;
 __global__ void __launch_bounds__(128) probe(float* out, const uint32_t* in, int n) {
   extern __shared__ char shared[];
   const uint64_t b = device::describe_operand(shared, 128, 128);

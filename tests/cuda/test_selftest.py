@@ -19,6 +19,7 @@ from trak_ext.kernels import cuda_paths
 from trak_ext.kernels.cuda_paths import PathChooser
 from trak_ext.known_answers import buffers, projections
 from trak_ext.known_answers.cases import run_cases
+from trak_ext.known_answers.kernels import is_sparse
 from trak_ext.known_answers.quick import CASES, check_quickly
 from trak_ext.known_answers.report import check_cases
 from trak_ext.known_answers.sparse import sparse_cases
@@ -166,18 +167,13 @@ class _Counting(_AllTiles):
         super().__init__(native)
         self.calls = self.multiply_adds = 0
 
-    def project(self, path, grads, out, *rest):
+    def project(self, matrix, path, grads, out, *rest, **how):
         self.calls += 1
-        self.multiply_adds += sum(grad.numel() for grad, _ in grads) * out.shape[1]
+        entries = matrix.repetitions if is_sparse(matrix) else out.shape[1]
+        self.multiply_adds += sum(grad.numel() for grad, _ in grads) * entries
 
     def fill_matrix(self, *rest):
         self.calls += 1
-
-    def project_sparse(self, grads, out, law, *rest):
-        self.calls += 1
-        self.multiply_adds += sum(grad.numel() for grad, _ in grads) * law[1]
-
-    fill_sparse_matrix = fill_matrix
 
     def score(self, path, features, solved, *rest):
         self.calls += 1
@@ -208,10 +204,7 @@ def test_the_quick_form_is_little_work(host, family):
 def test_an_exchange_of_two_entries_breaks_the_normal_bound():
     for name, (params, offset) in projections.VALUES.items():
         base = projections.base_rows(name).double()
-        entries = torch.empty(params, 40)
-        law = projections.law_of("normal")
-        _C.fill_matrix(*law, offset, params, 40, entries.data_ptr(), 1)
-        entries = entries.double()
+        entries = projections.matrix_rows("normal", offset, params, 40).double()
         for step in (1, 2, 4, 8, 16, 128):
             change = (base[:, step:] - base[:, :-step])[..., None] * (
                 entries[step:] - entries[:-step]

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from trak_ext.gradients.functional import EvalMode, computing, plain_attention, weights_in_place
+from trak_ext.gradients.functional import (
+    EvalMode,
+    computing,
+    old_transformers,
+    plain_attention,
+    weights_in_place,
+)
 
 
 class Model(nn.Module):
@@ -228,3 +234,16 @@ def test_masks_that_someone_else_replaced_come_back():
         assert masks["eager"] is ours
     finally:
         del masks["eager"]
+
+
+def test_an_old_transformers_is_named_where_it_is_the_cause(monkeypatch):
+    class Config:
+        _attn_implementation = "eager"
+
+    model = Model()
+    assert old_transformers(model) == ""
+    model.config = Config()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "4.51.3")
+    assert "transformers 4.51.3 is installed" in old_transformers(model)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.2.0")
+    assert old_transformers(model) == ""

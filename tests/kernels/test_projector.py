@@ -270,3 +270,34 @@ def test_projector_refuses_another_size():
         ValueError, match="grads: expected grad_dim = 5 parameters per sample, got 6"
     ):
         trak_ext.Projector(5, 4).project(torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_every_tensor_of_a_mapping_is_validated_once(given, monkeypatch):
+    checked = []
+    check = trak_ext._check.float_tensor
+
+    def count(name, value, *expected):
+        checked.append(name)
+        return check(name, value, *expected)
+
+    monkeypatch.setattr(trak_ext._check, "float_tensor", count)
+    grads = {name: torch.randn(3, 4, 2) for name in ("a", "b", "c")}
+    trak_ext.project(grads, 8, out=torch.zeros(3, 8) if given else None)
+    assert len(checked) == len(grads)
+
+
+def test_errors_name_the_tensor_as_the_caller_does():
+    grads = {"a": torch.randn(3, 4), "layer.weight": torch.randn(3, 4).int()}
+    with pytest.raises(ValueError, match=r"^grads\['layer.weight'\]: expected a dense fp64"):
+        trak_ext.project(grads, 8)
+    grads["layer.weight"] = torch.randn(2, 4)
+    with pytest.raises(ValueError, match=r"^grads\['layer.weight'\]: expected 3 rows as"):
+        trak_ext.project(grads, 8, out=torch.zeros(3, 8))
+
+
+def test_a_projector_says_what_it_holds():
+    projector = trak_ext.Projector(50, 16, kind="normal", seed=6)
+    said = "Projector(50 parameters -> 16 features, kind='normal', seed=6, precision='high')"
+    assert repr(projector) == said
+    assert "kind='sjlt', nnz=4" in repr(trak_ext.Projector(50, 16, kind="sjlt", nnz=4))

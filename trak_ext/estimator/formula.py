@@ -185,8 +185,8 @@ def leverage_coefficients(leverage: Tensor, start: int = 0) -> Tensor:
         leverage: h of samples, [n].
         start: Number of the first sample, for the error.
     """
-    if bool((leverage > 1 - 1e-6).any()):
-        worst = int(leverage.argmax())
+    if not bool((leverage <= 1 - 1e-6).all()):  # NaN neither
+        worst = int(leverage.nan_to_num(torch.inf).argmax())
         raise ValueError(
             f"leverage: expected every leverage below 1 - 1e-6, got {float(leverage[worst]):.8g} "
             f"for sample {start + worst} (raise damping or ridge)"
@@ -300,7 +300,7 @@ class Scorer:
         for rows, features, weight, coefficients in self._blocks():
             found = targets.score(features, weight, coefficients)
             if len(found) == shape[0]:
-                return found.to(out_device)
+                return found.to(out_device, self._dtype)
             if scores is None:
                 scores = torch.empty(shape, dtype=self._dtype, device=out_device)
             scores[rows] = found
@@ -315,7 +315,8 @@ class Scorer:
         ids: list[int | str] = []
         for rows, features, weight, coefficients in self._blocks(ids):
             count = min(k, rows.stop - rows.start)
-            running.add(targets.top_k(features, weight, count, largest, coefficients), rows.start)
+            found = targets.top_k(features, weight, count, largest, coefficients)
+            running.add(TopK(found.values.to(self._dtype), found.indices), rows.start)
         best = running.best
         if ids and len(ids) == self._training.num_samples:
             best.ids = [[ids[i] for i in row] for row in best.indices.tolist()]
@@ -323,7 +324,11 @@ class Scorer:
 
     def _targets(self) -> SolvedTargets:
         solved = torch.stack(self._solved) / len(self._solved)
-        return SolvedTargets(solved.to(self._device), self._dtype, self._precision)
+        dtype = self._dtype
+        # Features so small or large that fp32 loses what solves for them; their scores fit again.
+        if any(size > 0 and not 2.0**-100 < size < 2.0**100 for size in _largest(solved)):
+            dtype = torch.float64
+        return SolvedTargets(solved.to(self._device), dtype, self._precision)
 
     def _blocks(
         self, ids: list[int | str] | None = None
@@ -352,3 +357,11 @@ class Scorer:
                 start = rows.stop
         num_terms = training.num_checkpoints * training.blocks
         return (total / num_terms * training.weight()).float()
+
+
+def _largest(solved: Tensor) -> list[float]:
+    """Return the largest magnitude of each checkpoint's solved targets [M, t, k]."""
+    if solved.numel() == 0:
+        return []
+    sizes: list[float] = solved.abs().amax((1, 2)).tolist()
+    return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -175,11 +176,22 @@ class TensorFeatures:
         self._kernel = None
         if kernel is not None:
             _check.float_tensor("kernel", kernel, "[M, k, k]", (2, 3))
+            _check.has_values("kernel", kernel)
             if kernel.device != targets.device:
                 _check.on_device_of("kernel", kernel, "train_features", train)
             self._kernel = kernel.detach() if kernel.dim() == 3 else kernel.detach()[None]
             expected = (self.num_checkpoints, proj_dim, proj_dim)
             _check.shape_is("kernel", self._kernel, expected, "[M, k, k]")
+            _check_symmetric(self._kernel)
+            self._check_finite()  # which the making of a kernel matrix would have told
+
+    def _check_finite(self) -> None:
+        for features in self._train:
+            # A sum is NaN or Inf where a feature is; one pass, and no copy.
+            if not torch.isfinite(features.sum(dtype=torch.float64)):
+                raise ValueError("train_features: expected finite features, got NaN or Inf")
+        if self._curvature is not None and not torch.isfinite(self._curvature).all():
+            raise ValueError("curvature: expected finite values, got NaN or Inf")
 
     @property
     def device(self) -> torch.device:
@@ -231,9 +243,22 @@ def _estimator(damping: Any, ridge: Any, leverage: Any) -> Estimator:
     return Estimator(_check.nonnegative("damping", damping), ridge, None, leverage)
 
 
+def _check_symmetric(kernels: Tensor) -> None:
+    """Refuse kernel matrices [M, k, k] that differ from their transpose by more than rounding."""
+    tolerance = math.sqrt(torch.finfo(kernels.dtype).eps)
+    for m, kernel in enumerate(kernels.double()):
+        away = float((kernel - kernel.T).abs().max())
+        if away > tolerance * float(kernel.abs().max()):  # NaN is refused where it is factored
+            raise ValueError(
+                f"kernel: expected a symmetric matrix, as kernel_matrix makes, got one for "
+                f"checkpoint {m} that differs from its transpose by {away:.3g}"
+            )
+
+
 def _features(name: str, value: Any) -> Tensor:
     """Return features as [M, n, k]."""
     tensor = _check.float_tensor(name, value, "[M, n, k] or [n, k]", (2, 3))
+    _check.has_values(name, tensor)
     _check.on_device_with_kernels(name, tensor)
     tensor = tensor.detach().resolve_neg()  # kernels read memory, not the negative bit
     return tensor if tensor.dim() == 3 else tensor[None]
@@ -244,6 +269,7 @@ def _per_sample(name: str, value: Any, features: Tensor) -> Tensor | None:
     if value is None:
         return None
     tensor = _check.float_tensor(name, value, "[M, n] (or [n] where M = 1)", (1, 2))
+    _check.has_values(name, tensor)
     tensor = tensor.detach().resolve_neg()
     _check.on_device_of(name, tensor, "features", features)
     if tensor.dim() == 1 and features.shape[0] == 1:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from .. import _check
 from ..inputs.loaders import batch_size, batch_tensors, map_tensors
 from ..tasks import ModelOutput, Task
-from .functional import EvalMode, computing, weights_in_place
+from .functional import EvalMode, computing, old_transformers, weights_in_place
 from .memory import PeakBytes, free_bytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
 
@@ -369,11 +370,9 @@ class GradientComputer:
             # If the sample-by-sample way fails as well, the fault is not vmap's: it tells its own.
             result = self._loop(weights, chunk)
             self._one_by_one = True
-            warnings.warn(
+            _check.warn(
                 "trak_ext computes gradients one sample at a time, which is slow: vmap cannot take "
-                f"this model ({str(error).strip().splitlines()[0]})",
-                RuntimeWarning,
-                stacklevel=5,
+                f"this model ({str(error).strip().splitlines()[0]}){old_transformers(self.model)}"
             )
             return result
 
@@ -407,7 +406,7 @@ class GradientComputer:
                 try:
                     row = _gradients(f, list(leaves.values()), self._reentrant)
                 except RuntimeError as error:
-                    if self._reentrant or "Checkpointing is not compatible" not in str(error):
+                    if self._reentrant or not _wants_backward(error):
                         raise
                     self._reentrant = True
                     return self._loop(weights, chunk)
@@ -431,6 +430,12 @@ def _gradients(f: Tensor, leaves: list[Tensor], reentrant: bool) -> list[Tensor]
         return [torch.zeros_like(t) if t.grad is None else t.grad.to_dense() for t in leaves]
     found = torch.autograd.grad(f, leaves, allow_unused=True, materialize_grads=True)
     return [gradient.to_dense() for gradient in found]
+
+
+def _wants_backward(error: RuntimeError) -> bool:
+    """Return whether reentrant checkpointing refused autograd.grad, in either of its sentences."""
+    said = str(error)
+    return "Checkpointing is not compatible" in said or "incompatible with .grad()" in said
 
 
 @contextmanager
@@ -528,11 +533,9 @@ class ChunkSize:
     def halve(self, tried: int) -> int:
         """Take half of what did not fit in memory from now on, and return it; say so once."""
         if not self._halved:
-            warnings.warn(
+            _check.warn(
                 f"trak_ext ran out of memory with the gradients of {tried} samples at a time, and "
-                "goes on with fewer",
-                RuntimeWarning,
-                stacklevel=3,
+                "goes on with fewer"
             )
         self._halved = True
         self._most = max(1, tried // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
@@ -207,6 +208,16 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
             for name in _settings(config):
                 setattr(config, name, _PLAIN[name])
         yield
+
+
+def old_transformers(model: nn.Module) -> str:
+    """Return a clause on a transformers whose models vmap cannot take; empty for none of those."""
+    if not _hugging_face_configs(model):
+        return ""
+    version = importlib.metadata.version("transformers")
+    if int(version.split(".")[0]) >= 5:
+        return ""
+    return f"; transformers {version} is installed, and its models are fast from 5.0 on"
 
 
 _PLAIN = {"_attn_implementation": "eager", "use_cache": False}

@@ -1,4 +1,4 @@
-"""The projection as torch operators: `trak_ext::project_` and `trak_ext::project`.
+"""The projection as torch operators: `trak_ext::project_`, `project` and `projection_matrix`.
 
 The operators are what torch.compile, vmap and the dispatcher see; `trak_ext.project` is what people
 call. Schemas carry the 64-bit seed as two 32-bit words, since an operator's int is signed.
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import _C, _check
 from . import cuda_paths
-from .runtime import get_num_threads
 
 # Codes of the dense kinds' kernels; the sparse kind "sjlt" has entry points of its own.
 DENSE_KINDS = {"rademacher": 0, "normal": 1}
@@ -24,6 +23,24 @@ PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 # What a projection on a CUDA device takes at most for bf16 parts and partial sums.
 CUDA_WORKSPACE_BYTES = 256 * 2**20
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+
+_num_threads: int | None = None
+
+
+def set_num_threads(num_threads: int | None) -> None:
+    """Set the number of threads of the CPU kernels; None follows `torch.get_num_threads()`.
+
+    Results do not depend on it.
+    """
+    global _num_threads
+    if num_threads is not None:
+        num_threads = _check.integer("num_threads", num_threads, 1, 4096)
+    _num_threads = num_threads
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that the next CPU kernel will use at most."""
+    return torch.get_num_threads() if _num_threads is None else _num_threads
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
@@ -94,7 +111,8 @@ def project_(
         _check.float_tensor(f"grads[{i}]", grad, "[B, P]", (2,))
         if grad.shape[0] != out.shape[0]:
             raise ValueError(
-                f"grads[{i}]: expected {out.shape[0]} rows as out has, got {_check.describe(grad)}"
+                f"grads[{i}]: expected {out.shape[0]} rows as the others or out have, "
+                f"got {_check.describe(grad)}"
             )
         _check.on_device_with_kernels(f"grads[{i}]", grad)
         if grad.device != out.device:
@@ -104,36 +122,81 @@ def project_(
             )
     _check.on_device_with_kernels("out", out)
     _check_memory(grads, out)
-    views = []
+    matrix = native_matrix(kind, seed_low, seed_high, model_id, out.shape[1], nnz)
+    placed = []
     for grad in grads:
-        params = grad.shape[1]
-        code = DTYPE_CODES[grad.dtype]
-        views.append((grad.data_ptr(), code, params, grad.stride(0), grad.stride(1), param_offset))
-        param_offset += params
-    rows, proj_dim = out.shape
-    if kind == "sjlt":
-        law = sjlt_law(proj_dim, nnz, seed_low, seed_high, model_id)
-        _project_sjlt(views, out, law)
-        return
-    output = (rows, out.data_ptr(), proj_dim, out.stride(0), out.stride(1))
-    dense_law = (DENSE_KINDS[kind], seed_low, seed_high, model_id)
+        placed.append((grad, param_offset))
+        param_offset += grad.shape[1]
+    projection = native_projection(matrix, placed, out, precision)
     if out.device.type == "cpu":
-        _C.project(views, *output, *dense_law, PRECISIONS[precision], get_num_threads())
+        _C.project(projection, get_num_threads())
         return
-    passes = PRECISIONS[precision]
-    size = _C.cuda_workspace_bytes(views, rows, proj_dim, passes, CUDA_WORKSPACE_BYTES)
-    path = cuda_paths.projection_path(out.device, rows)
+    size = _C.cuda_workspace_bytes(projection, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
-    _C.cuda_project(
-        views,
-        *output,
-        *dense_law,
-        passes,
-        path,
-        workspace.data_ptr(),
-        size,
-        *cuda_queue(out.device),
+    place = {"workspace": workspace.data_ptr(), "workspace_bytes": size}
+    if isinstance(projection, _C.Projection):
+        path = cuda_paths.projection_path(out.device, out.shape[0])
+        _C.cuda_project(projection, path=path, **place, **cuda_queue(out.device))
+    else:
+        cuda_paths.check_sparse(out.device)
+        _C.cuda_project(projection, full_blocks=False, **place, **cuda_queue(out.device))
+
+
+def native_matrix(
+    kind: str, seed_low: int, seed_high: int, model_id: int, proj_dim: int, nnz: int
+) -> _C.Matrix | _C.SparseMatrix:
+    """Return a matrix as the kernels take it."""
+    identity = {"seed_low": seed_low, "seed_high": seed_high, "model_id": model_id}
+    if kind == "sjlt":
+        return _C.SparseMatrix(width=proj_dim // nnz, repetitions=nnz, **identity)
+    return _C.Matrix(kind=DENSE_KINDS[kind], **identity)
+
+
+def native_projection(
+    matrix: _C.Matrix | _C.SparseMatrix,
+    grads: Sequence[tuple[Tensor, int]],
+    out: Tensor,
+    precision: str,
+) -> _C.Projection | _C.SparseProjection:
+    """Return a projection of gradients [B, P_i], each with its param_offset, to `out` [B, k].
+
+    It holds addresses: the tensors must outlive it.
+    """
+    views = [
+        _C.Gradient(
+            address=grad.data_ptr(),
+            dtype=DTYPE_CODES[grad.dtype],
+            params=grad.shape[1],
+            row_stride=grad.stride(0),
+            param_stride=grad.stride(1),
+            param_offset=param_offset,
+        )
+        for grad, param_offset in grads
+    ]
+    rows, proj_dim = out.shape
+    output = _C.Output(
+        address=out.data_ptr(), row_stride=out.stride(0), column_stride=out.stride(1)
     )
+    if isinstance(matrix, _C.SparseMatrix):
+        return _C.SparseProjection(matrix=matrix, grads=views, rows=rows, out=output)
+    return _C.Projection(
+        matrix=matrix,
+        grads=views,
+        rows=rows,
+        proj_dim=proj_dim,
+        out=output,
+        precision=PRECISIONS[precision],
+    )
+
+
+def matrix_rows(
+    matrix: _C.Matrix | _C.SparseMatrix, param_offset: int, out: Tensor
+) -> dict[str, int]:
+    """Return the arguments of `_C.fill_matrix` for rows param_offset .. of R, `out` [P, k]."""
+    rows = {"param_offset": param_offset, "params": out.shape[0], "out": out.data_ptr()}
+    if isinstance(matrix, _C.Matrix):
+        rows["proj_dim"] = out.shape[1]
+    return rows
 
 
 def check_nnz(nnz: int, kind: str, proj_dim: int) -> None:
@@ -147,41 +210,10 @@ def check_nnz(nnz: int, kind: str, proj_dim: int) -> None:
         )
 
 
-def sjlt_law(
-    proj_dim: int, nnz: int, seed_low: int, seed_high: int, model_id: int
-) -> tuple[int, int, int, int, int]:
-    """Return the sparse kind's law as the kernels take it: k' = proj_dim / nnz first."""
-    return proj_dim // nnz, nnz, seed_low, seed_high, model_id
-
-
-def _project_sjlt(views: Any, out: Tensor, law: tuple[int, int, int, int, int]) -> None:
-    output = (out.shape[0], out.data_ptr(), out.stride(0), out.stride(1))
-    if out.device.type == "cpu":
-        _C.project_sjlt(views, *output, law, get_num_threads())
-        return
-    cuda_paths.check_sparse(out.device)
-    size = _C.cuda_sjlt_workspace_bytes(views, out.shape[0], law, CUDA_WORKSPACE_BYTES)
-    workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
-    queue = cuda_queue(out.device)
-    _C.cuda_project_sjlt(views, *output, law, False, workspace.data_ptr(), size, *queue)
-
-
-def fill_sjlt_matrix(
-    matrix: Tensor, law: tuple[int, int, int, int, int], param_offset: int
-) -> None:
-    """Write rows param_offset .. of the sparse kind's R to a tensor [P, proj_dim]."""
-    part = (param_offset, matrix.shape[0], matrix.data_ptr())
-    if matrix.device.type == "cpu":
-        _C.fill_sjlt_matrix(law, *part, get_num_threads())
-    else:
-        cuda_paths.check_sparse(matrix.device)
-        _C.cuda_fill_sjlt_matrix(law, *part, *cuda_queue(matrix.device))
-
-
-def cuda_queue(device: torch.device) -> tuple[int, int]:
+def cuda_queue(device: torch.device) -> dict[str, int]:
     """Return the device's number and the address of the stream that its work goes to now."""
     stream = torch.cuda.current_stream(device)
-    return stream.device_index, stream.cuda_stream
+    return {"device": stream.device_index, "stream": stream.cuda_stream}
 
 
 @torch.library.custom_op("trak_ext::project", mutates_args=())
@@ -199,9 +231,53 @@ def project(
     """Return the projection of gradients [B, P_i], side by side: fp32 [B, proj_dim]."""
     if not grads:
         raise ValueError("grads: expected at least one tensor, got an empty list")
-    out = grads[0].new_zeros((grads[0].shape[0], proj_dim), dtype=torch.float32)
+    rows = grads[0].shape[0]
+    out = torch.zeros((rows, proj_dim), dtype=torch.float32, device=grads[0].device)
     project_(grads, out, kind, seed_low, seed_high, model_id, param_offset, precision, nnz)
     return out
+
+
+@torch.library.custom_op("trak_ext::projection_matrix", mutates_args=())
+def projection_matrix(
+    num_params: int,
+    proj_dim: int,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    nnz: int,
+    device: torch.device,
+) -> Tensor:
+    """Return rows param_offset .. of R: fp32 [num_params, proj_dim]."""
+    _check.choice("kind", kind, KINDS)
+    check_nnz(nnz, kind, proj_dim)
+    out = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
+    _check.on_device_with_kernels("device", out)
+    matrix = native_matrix(kind, seed_low, seed_high, model_id, proj_dim, nnz)
+    rows = matrix_rows(matrix, param_offset, out)
+    if out.device.type == "cpu":
+        _C.fill_matrix(matrix, **rows, num_threads=get_num_threads())
+        return out
+    check = cuda_paths.check_sparse if kind == "sjlt" else cuda_paths.check_matrix
+    check(out.device)
+    _C.cuda_fill_matrix(matrix, **rows, **cuda_queue(out.device))
+    return out
+
+
+@projection_matrix.register_fake
+def _(
+    num_params: int,
+    proj_dim: int,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    param_offset: int,
+    nnz: int,
+    device: torch.device,
+) -> Tensor:
+    return torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
 
 
 @project_.register_fake

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _C, _check
-from . import cuda_paths, operators
-from .runtime import get_num_threads
+from .. import _check
+from . import operators
 
 MAX_SEED = 2**64 - 1
 MAX_MODEL_ID = 2**32 - 1
@@ -33,32 +34,40 @@ def check_nnz(nnz: Any, kind: str, proj_dim: int) -> int:
     return nnz
 
 
-def _gradient_list(grads: Any) -> list[Tensor]:
-    """Return the gradients as tensors [B, P_i] of one B, checked."""
+def _gradient_list(grads: Any) -> tuple[list[str], list[Tensor]]:
+    """Return names of the gradients and tensors [B, P_i] of them, which the operator will check."""
     if isinstance(grads, Mapping):
         if not grads:
             raise ValueError("grads: expected at least one tensor, got an empty mapping")
         named = [(f"grads[{name!r}]", grad) for name, grad in grads.items()]
-        for name, grad in named:
-            _check.float_tensor(name, grad, "[B, *shape]", tuple(range(1, 65)))
     else:
-        named = [("grads", _check.float_tensor("grads", grads, "[B, P] (or a mapping)", (2,)))]
-    rows, device = named[0][1].shape[0], named[0][1].device
+        named = [("grads", grads)]
     flat = []
     for name, grad in named:
-        if grad.shape[0] != rows or grad.device != device:
-            raise ValueError(
-                f"{name}: expected {rows} rows on {device} as in {named[0][0]}, "
-                f"got {_check.describe(grad)}"
-            )
-        if grad.requires_grad and torch.is_grad_enabled():
+        if not isinstance(grad, Tensor) or grad.dim() == 0:  # cannot be handed on
+            _check.float_tensor(name, grad, "[B, P] (or a mapping to [B, *shape])", (2,))
+        if (grad.requires_grad and torch.is_grad_enabled()) or _check.has_tangent(grad):
             raise ValueError(
                 f"{name}: expected a tensor that does not require grad (detach it, or multiply by "
                 "projection_matrix(...) where the projection itself must be differentiated), "
                 "got one that does"
             )
-        flat.append(grad.reshape(rows, math.prod(grad.shape[1:])))
-    return flat
+        flatten = isinstance(grads, Mapping) and grad.layout == torch.strided
+        flat.append(grad.reshape(grad.shape[0], math.prod(grad.shape[1:])) if flatten else grad)
+    return [name for name, _ in named], flat
+
+
+@contextmanager
+def _errors_with(names: list[str]) -> Iterator[None]:
+    """Have the operator's sentences say the caller's name of a tensor, not its number."""
+    try:
+        yield
+    except ValueError as error:
+        number = re.match(r"grads\[(\d+)\]", str(error))
+        if number is None:
+            raise
+        name = names[int(number[1])]
+        raise ValueError(name + str(error)[number.end() :]) from None
 
 
 def _check_out(out: Any, grads: list[Tensor], proj_dim: int) -> None:
@@ -141,14 +150,16 @@ def project(
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     nnz = check_nnz(nnz, kind, proj_dim)
     _check.choice("precision", precision, operators.PRECISIONS)
-    tensors = _gradient_list(grads)
-    params = sum(tensor.shape[1] for tensor in tensors)
+    names, tensors = _gradient_list(grads)
+    params = sum(math.prod(tensor.shape[1:]) for tensor in tensors)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - params)
-    if out is None:
-        return operators.project(tensors, proj_dim, *law, param_offset, precision, nnz)
-    _check_out(out, tensors, proj_dim)
-    operators.project_(tensors, out, *law, param_offset, precision, nnz)
-    return out
+    if out is not None:
+        _check_out(out, tensors, proj_dim)
+    with _errors_with(names):
+        if out is None:
+            return operators.project(tensors, proj_dim, *law, param_offset, precision, nnz)
+        operators.project_(tensors, out, *law, param_offset, precision, nnz)
+        return out
 
 
 def projection_matrix(
@@ -172,20 +183,8 @@ def projection_matrix(
     proj_dim = _check.integer("proj_dim", proj_dim, 0, MAX_PROJ_DIM)
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - num_params)
     nnz = check_nnz(nnz, name, proj_dim)
-    matrix = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
-    _check.on_device_with_kernels("device", matrix)
-    if name == "sjlt":
-        law = operators.sjlt_law(proj_dim, nnz, seed_low, seed_high, model_id)
-        operators.fill_sjlt_matrix(matrix, law, param_offset)
-        return matrix
-    dense_law = (operators.DENSE_KINDS[name], seed_low, seed_high, model_id)
-    part = (param_offset, num_params, proj_dim, matrix.data_ptr())
-    if matrix.device.type == "cpu":
-        _C.fill_matrix(*dense_law, *part, get_num_threads())
-    else:
-        cuda_paths.check_matrix(matrix.device)
-        _C.cuda_fill_matrix(*dense_law, *part, *operators.cuda_queue(matrix.device))
-    return matrix
+    law = (name, seed_low, seed_high, model_id, param_offset, nnz)
+    return operators.projection_matrix(num_params, proj_dim, *law, torch.device(device))
 
 
 class Projector:
@@ -213,6 +212,13 @@ class Projector:
         self.seed = _check.integer("seed", seed, 0, MAX_SEED)
         self.precision = _check.choice("precision", precision, operators.PRECISIONS)
         self.nnz = check_nnz(nnz, self.kind, self.proj_dim)
+
+    def __repr__(self) -> str:
+        nnz = f", nnz={self.nnz}" if self.kind == "sjlt" else ""
+        return (
+            f"Projector({self.grad_dim} parameters -> {self.proj_dim} features, kind={self.kind!r}"
+            f"{nnz}, seed={self.seed}, precision={self.precision!r})"
+        )
 
     def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int = 0) -> Tensor:
         """Return features fp32 [B, proj_dim] of gradients with grad_dim parameters per sample."""

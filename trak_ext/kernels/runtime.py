@@ -1,4 +1,4 @@
-"""What was built, what this machine offers, and how many threads the CPU kernels use."""
+"""What was built, and what this machine offers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,8 @@ from typing import Any
 
 import torch
 
-from .. import _C, _check
-
-_num_threads: int | None = None
-
-
-def set_num_threads(num_threads: int | None) -> None:
-    """Set the number of threads of the CPU kernels; None follows `torch.get_num_threads()`.
-
-    Results do not depend on it.
-    """
-    global _num_threads
-    if num_threads is not None:
-        num_threads = _check.integer("num_threads", num_threads, 1, 4096)
-    _num_threads = num_threads
-
-
-def get_num_threads() -> int:
-    """Return the number of threads that the next CPU kernel will use at most."""
-    return torch.get_num_threads() if _num_threads is None else _num_threads
+from .. import _C
+from .operators import get_num_threads
 
 
 def build_info() -> dict[str, Any]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import _C
 from . import cuda_paths, operators
-from .runtime import get_num_threads
 from .streaming import Block, stream_blocks
 
 _NAN_SCORES = "train_features: expected scores that can be ordered, got NaN"
@@ -123,7 +122,7 @@ class SolvedTargets:
         self.dtype = dtype
         self._stream = stream
         self._solved = solved.to(dtype).contiguous()
-        self._parts = operators.PRECISIONS[precision]  # bf16 parts of an fp32 number
+        self._precision = operators.PRECISIONS[precision]
 
     @property
     def device(self) -> torch.device:
@@ -135,39 +134,26 @@ class SolvedTargets:
         """How many targets there are."""
         return self._solved.shape[1]
 
-    def _kernel(self, name: str) -> Any:
-        return getattr(_C, name + ("_double" if self.dtype == torch.float64 else "_float"))
-
     def _cuda_path(self) -> str:
         return cuda_paths.scoring_path(self._solved.device, self.dtype)
 
-    def _cuda_queue(self) -> tuple[int, int]:
+    def _cuda_queue(self) -> dict[str, int]:
         return operators.cuda_queue(self._solved.device)
 
-    def _cuda_workspace_limit(self) -> int:
-        return operators.CUDA_WORKSPACE_BYTES
+    def _native(self) -> Any:
+        return _C
 
-    def _cuda_workspace(self, num_train: int, code: int, count: int) -> Tensor:
+    def _cuda_workspace(self, scoring: _C.Scoring, count: int) -> Tensor:
         """Return what scores (count 0) or a running top-k need on the device, 16-byte aligned."""
-        num_checkpoints, num_targets, proj_dim = self._solved.shape
-        size = self._kernel("cuda_scoring_workspace_bytes")(
-            num_checkpoints,
-            num_train,
-            num_targets,
-            proj_dim,
-            code,
-            self._parts,
-            count,
-            self._cuda_workspace_limit(),
-        )
+        limit = operators.CUDA_WORKSPACE_BYTES
+        size = self._native().cuda_workspace_bytes(scoring, limit, count=count)
         return torch.empty(size, dtype=torch.uint8, device=self._solved.device)
 
-    def _arguments(
+    def _scoring(
         self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
-    ) -> tuple[list[Any], list[Any]]:
-        """Return the kernel's leading arguments, and what must outlive the call."""
+    ) -> tuple[_C.Scoring, list[Any]]:
+        """Return what the kernels are told, and what must outlive the call."""
         _, num_targets, proj_dim = self._solved.shape
-        num_train = features[0].shape[0]
         rows = list(features)
         # The kernel reads one dtype as stored: its own, or a half type where its own is fp32.
         stored = rows[0].dtype
@@ -182,18 +168,20 @@ class SolvedTargets:
             coefficients = coefficients.to(self.dtype).contiguous()
             keep.append(coefficients)
             coefficient_address = coefficients.data_ptr()
-        arguments = [
-            [phi.data_ptr() for phi in rows],
-            [phi.stride(0) for phi in rows],
-            operators.DTYPE_CODES[rows[0].dtype],
-            num_train,
-            num_targets,
-            proj_dim,
-            self._solved.data_ptr(),
-            coefficient_address,
-            weights.data_ptr(),
-        ]
-        return arguments, keep
+        scoring = _C.Scoring(
+            dtype=operators.DTYPE_CODES[self.dtype],
+            features=[phi.data_ptr() for phi in rows],
+            row_strides=[phi.stride(0) for phi in rows],
+            feature_dtype=operators.DTYPE_CODES[rows[0].dtype],
+            num_train=features[0].shape[0],
+            num_targets=num_targets,
+            proj_dim=proj_dim,
+            solved=self._solved.data_ptr(),
+            coefficients=coefficient_address,
+            weights=weights.data_ptr(),
+            precision=self._precision,
+        )
+        return scoring, keep
 
     def _blocks(
         self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
@@ -228,8 +216,8 @@ class SolvedTargets:
         if out.device.type == "cuda":
             self._cuda_score(features, weights, coefficients, out)
             return out
-        arguments, keep = self._arguments(features, weights, coefficients)
-        self._kernel("score")(*arguments, out.data_ptr(), get_num_threads())
+        scoring, keep = self._scoring(features, weights, coefficients)
+        _C.score(scoring, out=out.data_ptr(), num_threads=operators.get_num_threads())
         del keep
         return out
 
@@ -241,17 +229,17 @@ class SolvedTargets:
         out: Tensor,
     ) -> None:
         path = self._cuda_path()
-        arguments, keep = self._arguments(features, weights, coefficients)
-        workspace = self._cuda_workspace(features[0].shape[0], arguments[2], 0)
-        self._kernel("cuda_score")(
-            *arguments,
-            self._parts,
-            path,
-            out.data_ptr(),
-            *out.stride(),
-            workspace.data_ptr(),
-            workspace.numel(),
-            *self._cuda_queue(),
+        scoring, keep = self._scoring(features, weights, coefficients)
+        workspace = self._cuda_workspace(scoring, 0)
+        self._native().cuda_score(
+            scoring,
+            path=path,
+            out=out.data_ptr(),
+            out_row_stride=out.stride(0),
+            out_target_stride=out.stride(1),
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace.numel(),
+            **self._cuda_queue(),
         )
         del keep
 
@@ -279,11 +267,12 @@ class SolvedTargets:
     ) -> TopK:
         if self.device.type == "cuda":
             return self._cuda_top_k(features, weights, k, coefficients)
-        arguments, keep = self._arguments(features, weights, coefficients)
+        scoring, keep = self._scoring(features, weights, coefficients)
         values = self._solved.new_empty((self.num_targets, k))
         indices = self._solved.new_empty((self.num_targets, k), dtype=torch.int64)
-        addresses = (values.data_ptr(), indices.data_ptr())
-        finite = self._kernel("top_k")(*arguments, k, *addresses, get_num_threads())
+        addresses = {"values": values.data_ptr(), "indices": indices.data_ptr()}
+        threads = operators.get_num_threads()
+        finite = _C.top_k(scoring, count=k, **addresses, num_threads=threads)
         del keep
         if not finite:
             raise ValueError(_NAN_SCORES)
@@ -306,22 +295,21 @@ class SolvedTargets:
         """Start looking for the k largest; return them and a flag [1], not 0 if a score is NaN."""
         num_targets, device = self._solved.shape[1], self._solved.device
         path = self._cuda_path()
-        arguments, keep = self._arguments(features, weights, coefficients)
+        scoring, keep = self._scoring(features, weights, coefficients)
         values = self._solved.new_empty((num_targets, k))
         indices = torch.empty((num_targets, k), dtype=torch.int64, device=device)
         not_a_number = torch.zeros(1, dtype=torch.int32, device=device)
-        workspace = self._cuda_workspace(features[0].shape[0], arguments[2], k)
-        self._kernel("cuda_top_k")(
-            *arguments,
-            self._parts,
-            path,
-            k,
-            values.data_ptr(),
-            indices.data_ptr(),
-            not_a_number.data_ptr(),
-            workspace.data_ptr(),
-            workspace.numel(),
-            *self._cuda_queue(),
+        workspace = self._cuda_workspace(scoring, k)
+        self._native().cuda_top_k(
+            scoring,
+            path=path,
+            count=k,
+            values=values.data_ptr(),
+            indices=indices.data_ptr(),
+            not_a_number=not_a_number.data_ptr(),
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace.numel(),
+            **self._cuda_queue(),
         )
         del keep
         return TopK(values, indices), not_a_number

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .. import _C
 from ..kernels import operators
-from ..kernels.runtime import get_num_threads
 from ..kernels.score_pass import SolvedTargets
-from .kernels import DeviceKernels, views_of
+from .kernels import DeviceKernels
 
 
 class CpuKernels(DeviceKernels):
@@ -46,46 +45,22 @@ class CpuKernels(DeviceKernels):
 
     def project(
         self,
+        matrix: Any,
         path: str,
         grads: Sequence[tuple[Tensor, int]],
         out: Tensor,
-        law: tuple[int, int, int, int],
-        precision: str,
-        least_workspace: bool = False,
-    ) -> None:
-        """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k]."""
-        _C.project(
-            views_of(grads),
-            *(out.shape[0], out.data_ptr(), out.shape[1], out.stride(0), out.stride(1)),
-            *law,
-            operators.PRECISIONS[precision],
-            get_num_threads(),
-        )
-
-    def fill_matrix(self, law: tuple[int, int, int, int], param_offset: int, out: Tensor) -> None:
-        """Fill in rows of the matrix [P, k]."""
-        size = (param_offset, out.shape[0], out.shape[1])
-        _C.fill_matrix(*law, *size, out.data_ptr(), get_num_threads())
-
-    def project_sparse(
-        self,
-        grads: Sequence[tuple[Tensor, int]],
-        out: Tensor,
-        law: tuple[int, int, int, int, int],
+        precision: str = "high",
         least_workspace: bool = False,
         full_blocks: bool = False,
     ) -> None:
-        """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`."""
-        strides = out.stride(0), out.stride(1)
-        output = (out.shape[0], out.data_ptr(), *strides)
-        _C.project_sjlt(views_of(grads), *output, law, get_num_threads())
+        """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k]."""
+        projection = operators.native_projection(matrix, grads, out, precision)
+        _C.project(projection, operators.get_num_threads())
 
-    def fill_sparse_matrix(
-        self, law: tuple[int, int, int, int, int], param_offset: int, out: Tensor
-    ) -> None:
-        """Fill in rows of the sparse matrix [P, k]."""
-        part = (param_offset, out.shape[0], out.data_ptr())
-        _C.fill_sjlt_matrix(law, *part, get_num_threads())
+    def fill_matrix(self, matrix: Any, param_offset: int, out: Tensor) -> None:
+        """Fill in rows of the matrix [P, k]."""
+        rows = operators.matrix_rows(matrix, param_offset, out)
+        _C.fill_matrix(matrix, **rows, num_threads=operators.get_num_threads())
 
     def score(
         self,

@@ -25,17 +25,9 @@ _SHARED_LIMIT = 227 * 1024
 _STALE = 0xFF  # in every byte: NaN as a float of any width, and -1 as an index
 
 
-def views_of(
-    grads: Sequence[tuple[Tensor, int]],
-) -> list[tuple[int, int, int, int, int, int]]:
-    """Return gradients, each with its param_offset, as `_C` takes them."""
-    return [
-        (
-            *(grad.data_ptr(), operators.DTYPE_CODES[grad.dtype], grad.shape[1]),
-            *(grad.stride(0), grad.stride(1), offset),
-        )
-        for grad, offset in grads
-    ]
+def is_sparse(matrix: Any) -> bool:
+    """Return whether a matrix is of the sparse kind."""
+    return isinstance(matrix, _C.SparseMatrix)
 
 
 class DeviceKernels:
@@ -99,8 +91,8 @@ class DeviceKernels:
                 torch.cuda._sleep(20_000_000)  # cycles
             yield
 
-    def queue(self) -> tuple[int, int]:
-        """Return the device's number and the current stream's address."""
+    def queue(self) -> dict[str, int]:
+        """Return the device's number and the current stream's address, as `_C` takes them."""
         return operators.cuda_queue(self.device)
 
     def send(self, buffer: Tensor) -> Tensor:
@@ -113,62 +105,36 @@ class DeviceKernels:
 
     def project(
         self,
+        matrix: Any,
         path: str,
         grads: Sequence[tuple[Tensor, int]],
         out: Tensor,
-        law: tuple[int, int, int, int],
-        precision: str,
-        least_workspace: bool = False,
-    ) -> None:
-        """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k]."""
-        views = views_of(grads)
-        rows, proj_dim = out.shape
-        limit = 0 if least_workspace else operators.CUDA_WORKSPACE_BYTES
-        passes = operators.PRECISIONS[precision]
-        size = self.native.cuda_workspace_bytes(views, rows, proj_dim, passes, limit)
-        workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
-        self.native.cuda_project(
-            views,
-            *(rows, out.data_ptr(), proj_dim, *out.stride()),
-            *law,
-            passes,
-            path,
-            workspace.data_ptr(),
-            size,
-            *self.queue(),
-        )
-
-    def fill_matrix(self, law: tuple[int, int, int, int], param_offset: int, out: Tensor) -> None:
-        """Fill in rows of the matrix [P, k]."""
-        self.native.cuda_fill_matrix(*law, param_offset, *out.shape, out.data_ptr(), *self.queue())
-
-    def project_sparse(
-        self,
-        grads: Sequence[tuple[Tensor, int]],
-        out: Tensor,
-        law: tuple[int, int, int, int, int],
+        precision: str = "high",
         least_workspace: bool = False,
         full_blocks: bool = False,
     ) -> None:
-        """Add sparse projections of gradients [B, P_i], each at its param_offset, to `out`.
+        """Add projections of gradients [B, P_i], each at its param_offset, to `out` [B, k].
 
-        full_blocks: By the kernels of as many rows as there are, which large problems get.
+        full_blocks: Of a sparse matrix, by the kernels of as many rows as there are, which large
+        problems get; it has one path.
         """
-        views = views_of(grads)
+        projection = operators.native_projection(matrix, grads, out, precision)
         limit = 0 if least_workspace else operators.CUDA_WORKSPACE_BYTES
-        size = self.native.cuda_sjlt_workspace_bytes(views, out.shape[0], law, limit)
+        size = self.native.cuda_workspace_bytes(projection, limit)
         workspace = torch.full((size,), _STALE, dtype=torch.uint8, device=self.device)
-        output = (out.shape[0], out.data_ptr(), *out.stride())
-        space = (workspace.data_ptr(), size)
-        queue = self.queue()
-        self.native.cuda_project_sjlt(views, *output, law, full_blocks, *space, *queue)
+        how = {"full_blocks": full_blocks} if is_sparse(matrix) else {"path": path}
+        self.native.cuda_project(
+            projection,
+            **how,
+            workspace=workspace.data_ptr(),
+            workspace_bytes=size,
+            **self.queue(),
+        )
 
-    def fill_sparse_matrix(
-        self, law: tuple[int, int, int, int, int], param_offset: int, out: Tensor
-    ) -> None:
-        """Fill in rows of the sparse matrix [P, k]."""
-        part = (param_offset, out.shape[0], out.data_ptr())
-        self.native.cuda_fill_sjlt_matrix(law, *part, *self.queue())
+    def fill_matrix(self, matrix: Any, param_offset: int, out: Tensor) -> None:
+        """Fill in rows of the matrix [P, k]."""
+        rows = operators.matrix_rows(matrix, param_offset, out)
+        self.native.cuda_fill_matrix(matrix, **rows, **self.queue())
 
     def score(
         self,
@@ -220,18 +186,16 @@ class _StaleTargets(SolvedTargets):
         self._path = path
         self._least_workspace = least_workspace
 
-    def _kernel(self, name: str) -> Any:
-        suffix = "_double" if self.dtype == torch.float64 else "_float"
-        return getattr(self._kernels.native, name + suffix)
+    def _native(self) -> Any:
+        return self._kernels.native
 
     def _cuda_path(self) -> str:
         return self._path
 
-    def _cuda_queue(self) -> tuple[int, int]:
+    def _cuda_queue(self) -> dict[str, int]:
         return self._kernels.queue()
 
-    def _cuda_workspace_limit(self) -> int:
-        return 0 if self._least_workspace else super()._cuda_workspace_limit()
-
-    def _cuda_workspace(self, num_train: int, code: int, count: int) -> Tensor:
-        return super()._cuda_workspace(num_train, code, count).fill_(_STALE)
+    def _cuda_workspace(self, scoring: _C.Scoring, count: int) -> Tensor:
+        limit = 0 if self._least_workspace else operators.CUDA_WORKSPACE_BYTES
+        size = self._native().cuda_workspace_bytes(scoring, limit, count=count)
+        return torch.full((size,), _STALE, dtype=torch.uint8, device=self._kernels.device)

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..kernels import operators
-from ..kernels.runtime import get_num_threads
+from ..kernels import operators, projection
 from .buffers import BASE_ROWS, CPU, Memory, Slot, integers, spread
 from .cases import GUARD, describe_difference
 
-SEED_LOW, SEED_HIGH, MODEL_ID = 0x9E3779B9, 0x7F4A7C15, 5
+SEED, MODEL_ID = 0x7F4A7C15_9E3779B9, 5
 # Of the first parameter: odd, inside a block of every kernel, and with a high word in the counter.
 FIRST_PARAM = 2**40 + 333
 
@@ -93,25 +91,15 @@ def by_reference() -> bool:
     return _by_reference
 
 
-def matrix_rows(kind: str, param_offset: int, params: int, proj_dim: int) -> Tensor:
+def matrix_rows(kind: str, param_offset: int, params: int, proj_dim: int, nnz: int = 1) -> Tensor:
     """Return rows of the matrix, [params, proj_dim], as the answers have them."""
+    source: Any = projection
     if _by_reference:
-        from .. import reference
-
-        seed = SEED_HIGH << 32 | SEED_LOW
-        return torch.from_numpy(
-            reference.projection_matrix(
-                *(params, proj_dim),
-                kind=kind,
-                seed=seed,
-                model_id=MODEL_ID,
-                param_offset=param_offset,
-            )
-        )
-    rows = torch.empty((params, proj_dim), dtype=torch.float32, device=CPU)
-    size = (param_offset, params, proj_dim)
-    _C.fill_matrix(*law_of(kind), *size, rows.data_ptr(), get_num_threads())
-    return rows
+        from .. import reference as source
+    place = {"param_offset": param_offset, "nnz": nnz}
+    return torch.as_tensor(
+        source.projection_matrix(params, proj_dim, kind=kind, **place, seed=SEED, model_id=MODEL_ID)
+    )
 
 
 def base_answers(name: str, kind: str, proj_dim: int) -> Tensor:
@@ -124,21 +112,17 @@ def base_answers(name: str, kind: str, proj_dim: int) -> Tensor:
         if _by_reference:
             known = (base.double() @ matrix_rows(kind, offset, params, proj_dim).double()).float()
         else:
-            known = torch.zeros(BASE_ROWS, proj_dim, dtype=torch.float32, device=CPU)
-            _C.project(
-                [(base.data_ptr(), operators.DTYPE_CODES[base.dtype], params, params, 1, offset)],
-                *(BASE_ROWS, known.data_ptr(), proj_dim, proj_dim, 1),
-                *law_of(kind),
-                operators.PRECISIONS["highest"],
-                get_num_threads(),
+            matrix: Any = {"kind": kind, "seed": SEED, "model_id": MODEL_ID}
+            known = projection.project(
+                base, proj_dim, **matrix, param_offset=offset, precision="highest"
             )
         _answers[key] = known
     return known[:, :proj_dim]
 
 
-def law_of(kind: str) -> tuple[int, int, int, int]:
-    """Return the matrix's arguments as `_C` takes them."""
-    return operators.DENSE_KINDS[kind], SEED_LOW, SEED_HIGH, MODEL_ID
+def matrix_of(kind: str, proj_dim: int, nnz: int = 1) -> Any:
+    """Return the matrix as the kernels take it."""
+    return operators.native_matrix(kind, SEED & 0xFFFFFFFF, SEED >> 32, MODEL_ID, proj_dim, nnz)
 
 
 def place_gradients(memory: Memory, name: str, dtype: torch.dtype, layout: str, rows: int) -> Slot:
@@ -197,7 +181,8 @@ class ProjectionCase:
             for slot, grad in zip(self._grads, self.grads, strict=True)
         ]
         out = self._out.view(outputs)[:, : self.proj_dim]
-        kernels.project(path, grads, out, law_of(self.kind), self.precision, self.least_workspace)
+        matrix = matrix_of(self.kind, self.proj_dim)
+        kernels.project(matrix, path, grads, out, self.precision, self.least_workspace)
 
     def judge(self, outputs: Tensor) -> str | None:
         """Compare with the CPU's projection."""
@@ -267,25 +252,29 @@ class MatrixCase:
     param_offset: int
     params: int
     proj_dim: int
+    nnz: int = 1
     _out: Slot | None = None
 
     def reserve(self, inputs: Memory, outputs: Memory) -> None:
         """Take the place of the rows."""
-        self._out = outputs.place((self.params, self.proj_dim), torch.float32, 0.0)
+        self._out = outputs.place((self.params, self.proj_dim), torch.float32, 7.0)
 
     def launch(self, kernels: Any, path: str, inputs: Tensor, outputs: Tensor) -> None:
         """Start filling them in."""
         assert self._out is not None
-        kernels.fill_matrix(law_of(self.kind), self.param_offset, self._out.view(outputs))
+        matrix = matrix_of(self.kind, self.proj_dim, self.nnz)
+        kernels.fill_matrix(matrix, self.param_offset, self._out.view(outputs))
 
     def judge(self, outputs: Tensor) -> str | None:
         """Compare with the CPU's, to the bit."""
         assert self._out is not None
-        expected = matrix_rows(self.kind, self.param_offset, self.params, self.proj_dim)
+        shape = (self.param_offset, self.params, self.proj_dim)
+        expected = matrix_rows(self.kind, *shape, self.nnz)
         return describe_difference(str(self), self._out.view(outputs), expected)
 
     def __str__(self) -> str:
-        return f"{self.params} rows of the {self.kind} matrix from {self.param_offset} on"
+        nnz = f", nnz {self.nnz}" if self.kind == "sjlt" else ""
+        return f"{self.params} rows of the {self.kind} matrix from {self.param_offset} on{nnz}"
 
 
 def matrix_cases(kernels: Any, path: str) -> list[MatrixCase]:

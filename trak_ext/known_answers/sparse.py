@@ -1,4 +1,4 @@
-"""Sparse projections, and rows of their matrix, with known answers: to the bit, in any dtype."""
+"""Sparse projections with known answers: to the bit, in any dtype."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..kernels import operators
-from ..kernels.runtime import get_num_threads
+from ..kernels.projection import project
 from . import projections
 from .buffers import BASE_ROWS, CPU, Memory, Slot, spread
 from .cases import GUARD, describe_difference
-from .projections import FIRST_PARAM, MODEL_ID, SEED_HIGH, SEED_LOW, VALUES, base_rows
-
-
-def law_of(proj_dim: int, nnz: int) -> tuple[int, int, int, int, int]:
-    """Return the matrix's arguments as `_C` takes them."""
-    return operators.sjlt_law(proj_dim, nnz, SEED_LOW, SEED_HIGH, MODEL_ID)
+from .projections import FIRST_PARAM, MODEL_ID, SEED, VALUES, MatrixCase, base_rows, matrix_of
 
 
 def answers(name: str, proj_dim: int, nnz: int) -> Tensor:
@@ -31,18 +24,15 @@ def answers(name: str, proj_dim: int, nnz: int) -> Tensor:
 @functools.cache
 def _answers(name: str, proj_dim: int, nnz: int, by_reference: bool) -> Tensor:
     base = base_rows(name)
-    params, offset = VALUES[name]
     out = torch.full((BASE_ROWS, proj_dim), 32.0, dtype=torch.float32, device=CPU)
+    matrix: Any = {"nnz": nnz, "seed": SEED, "model_id": MODEL_ID}
+    matrix["param_offset"] = VALUES[name].param_offset
     if by_reference:
         from .. import reference
 
-        law = {"seed": SEED_HIGH << 32 | SEED_LOW, "model_id": MODEL_ID, "param_offset": offset}
-        made = reference.project_sjlt(base.numpy(), proj_dim, nnz=nnz, out=out.numpy(), **law)
+        made = reference.project_sjlt(base.numpy(), proj_dim, **matrix, out=out.numpy())
         return torch.from_numpy(made)
-    views = [(base.data_ptr(), operators.DTYPE_CODES[base.dtype], params, params, 1, offset)]
-    output = (BASE_ROWS, out.data_ptr(), proj_dim, 1)
-    _C.project_sjlt(views, *output, law_of(proj_dim, nnz), get_num_threads())
-    return out
+    return project(base, proj_dim, kind="sjlt", **matrix, out=out)
 
 
 @dataclass
@@ -78,8 +68,9 @@ class SparseCase:
         assert self._out is not None
         grads = [(self._grads.view(inputs), VALUES[self.name].param_offset)]
         out = self._out.view(outputs)[:, : self.proj_dim]
-        law = law_of(self.proj_dim, self.nnz)
-        kernels.project_sparse(grads, out, law, self.least_workspace, self.full_blocks)
+        matrix = matrix_of("sjlt", self.proj_dim, self.nnz)
+        how = {"least_workspace": self.least_workspace, "full_blocks": self.full_blocks}
+        kernels.project(matrix, path, grads, out, **how)
 
     def judge(self, outputs: Tensor) -> str | None:
         """Compare with the answer."""
@@ -93,51 +84,6 @@ class SparseCase:
             f"sjlt, {self.rows} rows, {self.proj_dim} columns, nnz {self.nnz}, "
             f"of {str(self.dtype)[6:]} {self.layout}"
         )
-
-
-@dataclass
-class SparseMatrixCase:
-    """Rows of the sparse matrix."""
-
-    param_offset: int
-    params: int
-    proj_dim: int
-    nnz: int
-    _out: Slot | None = None
-
-    def reserve(self, inputs: Memory, outputs: Memory) -> None:
-        """Take the place of the rows."""
-        self._out = outputs.place((self.params, self.proj_dim), torch.float32, 7.0)
-
-    def launch(self, kernels: Any, path: str, inputs: Tensor, outputs: Tensor) -> None:
-        """Start filling them in."""
-        assert self._out is not None
-        law = law_of(self.proj_dim, self.nnz)
-        kernels.fill_sparse_matrix(law, self.param_offset, self._out.view(outputs))
-
-    def judge(self, outputs: Tensor) -> str | None:
-        """Compare with the CPU's, or the oracle's."""
-        assert self._out is not None
-        if projections.by_reference():
-            from .. import reference
-
-            law = {"seed": SEED_HIGH << 32 | SEED_LOW, "model_id": MODEL_ID}
-            made = reference.projection_matrix(
-                *(self.params, self.proj_dim),
-                kind="sjlt",
-                nnz=self.nnz,
-                param_offset=self.param_offset,
-                **law,
-            )
-            expected = torch.from_numpy(made)
-        else:
-            expected = torch.empty(self.params, self.proj_dim, dtype=torch.float32, device=CPU)
-            part = (self.param_offset, self.params, expected.data_ptr())
-            _C.fill_sjlt_matrix(law_of(self.proj_dim, self.nnz), *part, get_num_threads())
-        return describe_difference(str(self), self._out.view(outputs), expected)
-
-    def __str__(self) -> str:
-        return f"{self.params} rows of the sjlt matrix from {self.param_offset} on, nnz {self.nnz}"
 
 
 def sparse_cases(kernels: Any, path: str) -> list[Any]:
@@ -161,7 +107,7 @@ def sparse_cases(kernels: Any, path: str) -> list[Any]:
         SparseCase("one part", float64, "odd", 3, 34, 2),
         SparseCase("one part", float64, "aligned in the matrix", 11, 257, 1, full_blocks=True),
         SparseCase("one part", float64, "strided", 2, 1024, 1, full_blocks=True),
-        SparseMatrixCase(FIRST_PARAM, 301, 276, 3),
+        MatrixCase("sjlt", FIRST_PARAM, 301, 276, 3),
     ]
 
 
@@ -176,5 +122,5 @@ def thorough_sparse_cases(kernels: Any, path: str) -> list[Any]:
                 case.full_blocks = nnz == 1
                 cases.append(case)
     for offset in (0, 77, 2**62):
-        cases.append(SparseMatrixCase(offset, 130, 33, 1))
+        cases.append(MatrixCase("sjlt", offset, 130, 33, 1))
     return cases

@@ -1,4 +1,5 @@
-// The device's operations on the host (see csrc/cuda/device.h), strict where a device is lenient:
+// The device's operations on the host (see csrc/cuda/device/device.h), strict where a device is
+// lenient:
 //
 //   - every thread of a block is a fiber; which one runs next is drawn at random;
 //   - shared memory starts as NaN, and reading what nobody wrote is an error;
@@ -24,7 +25,7 @@
 #define TRAK_EXT_KERNEL_ARGUMENT const
 #define TRAK_EXT_DEVICE_TABLE static const
 
-namespace trak_ext::device {
+namespace trak_ext::cuda::device {
 
 using Stream = void*;
 using host_run::is_planted;
@@ -208,4 +209,4 @@ void launch(void (*kernel)(Argument), int64_t blocks, int threads, int shared_by
       &call);
 }
 
-}  // namespace trak_ext::device
+}  // namespace trak_ext::cuda::device

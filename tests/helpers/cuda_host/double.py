@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,11 +40,6 @@ class HostNative:
         self.sparse = SjltHostLibrary()
         self.faults: dict[str, int | Exception] = {}
         self.calls: list[str] = []
-        scoring = {"float": False, "double": True}
-        for name, wide in scoring.items():
-            for call in ("score", "top_k"):
-                run = partial(self._score, getattr(self._scoring, f"cuda_{call}"), wide)
-                setattr(self, f"cuda_{call}_{name}", run)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_C, name)
@@ -67,37 +61,47 @@ class HostNative:
         kernels = _C.cuda_kernels(path, shared_limit)
         return [kernel for kernel in kernels if FEW_PASSES[kernel["kind"]] == kernel["passes"]]
 
-    def cuda_workspace_bytes(self, views: Any, *arguments: Any) -> int:
+    def cuda_workspace_bytes(self, problem: Any, limit: int, **rest: Any) -> int:
         """As `_C.cuda_workspace_bytes`: every tensor has the parts of those that were built."""
-        rows, proj_dim, _, limit = arguments
-        float32 = [(view[0], 1, *view[2:]) for view in views]
-        passes = max(FEW_PASSES.values())
-        return _C.cuda_workspace_bytes(float32, rows, proj_dim, passes, limit)
+        if isinstance(problem, _C.Projection):
+            problem = _C.Projection(
+                matrix=problem.matrix,
+                grads=[_as_float32(grad) for grad in problem.grads],
+                rows=problem.rows,
+                proj_dim=problem.proj_dim,
+                out=problem.out,
+                precision=max(FEW_PASSES.values()),
+            )
+        return _C.cuda_workspace_bytes(problem, limit, **rest)
 
-    def cuda_project(self, *arguments: Any) -> None:
+    def cuda_project(self, projection: Any, **how: Any) -> None:
         """As `_C.cuda_project`."""
-        with self._faulty(self._projection, arguments[-5]):
-            self._projection.cuda_project(*arguments)
+        sparse = isinstance(projection, _C.SparseProjection)
+        library: Any = self.sparse if sparse else self._projection
+        with self._faulty(library, "sparse" if sparse else how["path"]):
+            library.cuda_project(projection, **how)
 
-    def cuda_fill_matrix(self, *arguments: Any) -> None:
+    def cuda_fill_matrix(self, matrix: Any, **rows: Any) -> None:
         """As `_C.cuda_fill_matrix`."""
-        with self._faulty(self._projection, "matrix"):
-            self._projection.cuda_fill_matrix(*arguments)
+        sparse = isinstance(matrix, _C.SparseMatrix)
+        library: Any = self.sparse if sparse else self._projection
+        with self._faulty(library, "sparse matrix" if sparse else "matrix"):
+            library.cuda_fill_matrix(matrix, **rows)
 
-    def cuda_project_sjlt(self, *arguments: Any) -> None:
-        """As `_C.cuda_project_sjlt`."""
-        with self._faulty(self.sparse, "sparse"):
-            self.sparse.cuda_project_sjlt(*arguments)
+    def cuda_score(self, scoring: _C.Scoring, **how: Any) -> None:
+        """As `_C.cuda_score`."""
+        with self._faulty(self._scoring, f"scoring {how['path']}"):
+            self._scoring.cuda_score(scoring, **how)
 
-    def cuda_fill_sjlt_matrix(self, *arguments: Any) -> None:
-        """As `_C.cuda_fill_sjlt_matrix`."""
-        with self._faulty(self.sparse, "sparse matrix"):
-            self.sparse.cuda_fill_sjlt_matrix(*arguments)
+    def cuda_top_k(self, scoring: _C.Scoring, **how: Any) -> None:
+        """As `_C.cuda_top_k`."""
+        with self._faulty(self._scoring, f"scoring {how['path']}"):
+            self._scoring.cuda_top_k(scoring, **how)
 
-    def _score(self, run: Any, wide: bool, *arguments: Any) -> None:
-        path = next(argument for argument in arguments if isinstance(argument, str))
-        with self._faulty(self._scoring, f"scoring {path}"):
-            run(*arguments, wide=wide)
+
+def _as_float32(grad: _C.Gradient) -> _C.Gradient:
+    names = ("address", "params", "row_stride", "param_stride", "param_offset")
+    return _C.Gradient(dtype=1, **{name: getattr(grad, name) for name in names})
 
 
 class HostKernels(DeviceKernels):
@@ -119,8 +123,8 @@ class HostKernels(DeviceKernels):
     def stream(self) -> Any:
         return nullcontext()
 
-    def queue(self) -> tuple[int, int]:
-        return 0, 0
+    def queue(self) -> dict[str, int]:
+        return {"device": 0, "stream": 0}
 
 
 class FewTiles(HostKernels):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trak_ext import _C
+
 from .builds import HOST, SOURCES, build_runner, compile_host, shared_build
 
 KINDS = {"rademacher": 0, "normal": 1}
@@ -21,8 +23,8 @@ PATHS = ["plain", "mma", "wgmma"]
 WARPGROUP = "warpgroup "
 # One path and two parts alone, to build sooner.
 ONE_PATH = """
-#include "multipliers.h"
-namespace trak_ext {{
+#include "projection/multipliers.h"
+namespace trak_ext::cuda {{
 Multiplier rademacher_multiplier(int, int64_t rows) {{ return {mma}; }}
 Multiplier rademacher_warpgroup_multiplier(int, int64_t rows) {{ return {warpgroup}; }}
 Multiplier normal_multiplier(int, int64_t, int64_t) {{ return {{}}; }}
@@ -33,8 +35,8 @@ Multiplier plain_multiplier(Kind) {{ return {{}}; }}
 NOTHING = "(void)rows, Multiplier{}"
 # All paths and every tile shape of one precision a kind: Rademacher in two parts, normal in one.
 FEW = """
-#include "multipliers.h"
-namespace trak_ext {
+#include "projection/multipliers.h"
+namespace trak_ext::cuda {
 Multiplier rademacher_multiplier(int, int64_t rows) { return rademacher_tile<2>(rows); }
 Multiplier rademacher_warpgroup_multiplier(int, int64_t rows) {
   return rademacher_warpgroup_tile<2>(rows);
@@ -137,14 +139,25 @@ def make_law(kind: str = "rademacher", seed: int = 0, model_id: int = 0) -> Law:
     return Law(KINDS[kind], seed & 0xFFFFFFFF, seed >> 32, model_id)
 
 
+def native_law(matrix: _C.Matrix) -> Law:
+    """Take a matrix as `_C` does."""
+    return Law(matrix.kind, matrix.seed_low, matrix.seed_high, matrix.model_id)
+
+
+def native_gradient(grad: _C.Gradient) -> Gradient:
+    """Take a gradient as `_C` does."""
+    strides = (grad.row_stride, grad.param_stride)
+    return Gradient(grad.address, grad.dtype, grad.params, *strides, grad.param_offset)
+
+
 def _compile(folder: Path, sources: Path, only: str | None, runner: list[str] | None) -> None:
     """Compile the kernels of a source tree into a folder."""
     files = [HOST / "projection_host.cpp"]
     if only is None:
         tiles = ("plain", "rademacher", "rademacher_warpgroup", "normal", "normal_warpgroup")
-        files += [sources / "cuda" / f"{name}_tiles.cu" for name in tiles]
+        files += [sources / "cuda" / "projection" / f"{name}_tiles.cu" for name in tiles]
     elif only == "few":
-        files += [sources / "cuda" / "plain_tiles.cu", folder / "few.cpp"]
+        files += [sources / "cuda" / "projection" / "plain_tiles.cu", folder / "few.cpp"]
         files[-1].write_text(FEW)
     else:
         makers = {"mma": NOTHING, "warpgroup": NOTHING}
@@ -280,22 +293,29 @@ class HostLibrary:
             raise RuntimeError(error.decode())
         return found
 
-    def cuda_project(self, views: Any, *arguments: Any) -> None:
+    def cuda_project(
+        self,
+        projection: _C.Projection,
+        *,
+        path: str,
+        workspace: int,
+        workspace_bytes: int,
+        **_: int,
+    ) -> None:
         """Take what `_C.cuda_project` takes."""
-        rows, out, proj_dim, *out_strides, kind, low, high, model_id, passes, path = arguments[:-4]
-        for view in views:
+        for grad in projection.grads:
             problem = Problem(
-                law=Law(kind, low, high, model_id),
-                grad=Gradient(*view),
-                rows=rows,
-                proj_dim=proj_dim,
-                out=out,
-                out_row_stride=out_strides[0],
-                out_column_stride=out_strides[1],
-                workspace=arguments[-4],
-                workspace_bytes=arguments[-3],
+                law=native_law(projection.matrix),
+                grad=native_gradient(grad),
+                rows=projection.rows,
+                proj_dim=projection.proj_dim,
+                out=projection.out.address,
+                out_row_stride=projection.out.row_stride,
+                out_column_stride=projection.out.column_stride,
+                workspace=workspace,
+                workspace_bytes=workspace_bytes,
                 tile_for_rows=0,
-                passes=0 if path == "plain" else passes,
+                passes=0 if path == "plain" else projection.precision,
                 order_seed=1,
                 shared_limit=227 * 1024,
                 warpgroups=int(path == "wgmma"),
@@ -305,9 +325,18 @@ class HostLibrary:
             if error is not None:
                 raise RuntimeError(error.decode())
 
-    def cuda_fill_matrix(self, *arguments: Any) -> None:
+    def cuda_fill_matrix(
+        self,
+        matrix: _C.Matrix,
+        *,
+        param_offset: int,
+        params: int,
+        proj_dim: int,
+        out: int,
+        **_: int,
+    ) -> None:
         """Take what `_C.cuda_fill_matrix` takes."""
-        problem = Matrix(Law(*arguments[:4]), *arguments[4:8])
+        problem = Matrix(native_law(matrix), param_offset, params, proj_dim, out)
         error = self._library.host_fill_matrix(ctypes.byref(problem))
         if error is not None:
             raise RuntimeError(error.decode())

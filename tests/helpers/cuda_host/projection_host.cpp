@@ -4,8 +4,8 @@
 #include <exception>
 #include <string>
 
-#include "path.h"
-#include "run_projection.h"
+#include "device/path.h"
+#include "projection/run_projection.h"
 #include "runner.h"
 
 namespace {
@@ -35,11 +35,12 @@ int64_t bytes_of(const trak_ext::GradientView& grad, int64_t rows) {
 
 // The fault's tensor: what a kernel that does not come to its end has read.
 trak_ext::GradientView cut_short(trak_ext::GradientView grad) {
-  const trak_ext::ChunkCut cut = trak_ext::cut_chunks(grad);
+  const trak_ext::cuda::ChunkCut cut = trak_ext::cuda::cut_chunks(grad);
   if (is_planted(Planted::kMissingTail)) --grad.params;
   if (is_planted(Planted::kDroppedLastChunk) && cut.chunks > 1) {
-    const auto head = static_cast<int64_t>(grad.param_offset % trak_ext::kSuperblockParams);
-    grad.params = (cut.chunks - 1) * cut.chunk_superblocks * trak_ext::kSuperblockParams - head;
+    const auto head = static_cast<int64_t>(grad.param_offset % trak_ext::cuda::kSuperblockParams);
+    grad.params =
+        (cut.chunks - 1) * cut.chunk_superblocks * trak_ext::cuda::kSuperblockParams - head;
   }
   return grad;
 }
@@ -52,7 +53,7 @@ struct HostProblem {
   int64_t rows;
   int64_t proj_dim;
   trak_ext::OutputView out;
-  trak_ext::Workspace workspace;
+  trak_ext::cuda::Workspace workspace;
   int64_t tile_for_rows;  // the tile of a batch of so many rows; 0: of those that are left
   int passes;             // 0: the kernel without matrix instructions
   uint64_t order_seed;
@@ -73,32 +74,33 @@ extern "C" const char* host_project(const HostProblem* problem) {
                    ((p.rows - 1) * p.out.row_stride + (p.proj_dim - 1) * p.out.column_stride + 1) *
                        static_cast<int64_t>(sizeof(float)));
     }
-    const int passes = trak_ext::passes_of(p.grad.dtype, p.passes);
-    const auto path = p.passes == 0       ? trak_ext::CudaPath::kPlain
-                      : p.warpgroups != 0 ? trak_ext::CudaPath::kWgmma
-                                          : trak_ext::CudaPath::kMma;
+    const int passes = trak_ext::cuda::passes_of(p.grad.dtype, p.passes);
+    const auto path = p.passes == 0       ? trak_ext::cuda::Path::kPlain
+                      : p.warpgroups != 0 ? trak_ext::cuda::Path::kWgmma
+                                          : trak_ext::cuda::Path::kMma;
     const auto choose = [&](int64_t rows, bool is_rest) {
       const int64_t tile_for = p.tile_for_rows > 0 ? p.tile_for_rows : rows;
-      return trak_ext::choose_multiplier(path, p.law.kind, passes, tile_for, is_rest,
-                                         p.shared_limit);
+      return trak_ext::cuda::choose_multiplier(path, p.law.kind, passes, tile_for, is_rest,
+                                               p.shared_limit);
     };
-    trak_ext::run_projection(choose, p.law, cut_short(p.grad), p.rows, p.proj_dim, p.out,
-                             p.workspace, p.multiprocessors, nullptr);
+    trak_ext::cuda::run_projection(choose, p.law, cut_short(p.grad), p.rows, p.proj_dim, p.out,
+                                   p.workspace, p.multiprocessors, nullptr);
   });
 }
 
-extern "C" const char* host_fill_matrix(const trak_ext::MatrixProblem* problem) {
+extern "C" const char* host_fill_matrix(const trak_ext::cuda::MatrixProblem* problem) {
   return caught([&] {
     Runner& runner = Runner::get();
     runner.begin(0);
     runner.allow(problem->out, problem->params * problem->proj_dim * 4);
-    trak_ext::run_fill_matrix(*problem, nullptr);
+    trak_ext::cuda::run_fill_matrix(*problem, nullptr);
   });
 }
 
 extern "C" const char* host_find_path(const char* wanted, int best, int* path) {
   return caught([&] {
-    *path = static_cast<int>(trak_ext::find_path(wanted, static_cast<trak_ext::CudaPath>(best)));
+    *path = static_cast<int>(
+        trak_ext::cuda::find_path(wanted, static_cast<trak_ext::cuda::Path>(best)));
   });
 }
 

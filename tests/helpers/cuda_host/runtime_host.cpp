@@ -13,8 +13,8 @@
 
 namespace {
 
-using trak_ext::CurrentDevice;
-using trak_ext::SharedLimits;
+using trak_ext::cuda::CurrentDevice;
+using trak_ext::cuda::SharedLimits;
 
 // --- Shared memory: kernels launched by many threads on several devices -------------------------
 

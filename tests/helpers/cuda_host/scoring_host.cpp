@@ -3,15 +3,15 @@
 #include <exception>
 #include <string>
 
-#include "path.h"
-#include "run_scoring.h"
+#include "device/path.h"
 #include "runner.h"
+#include "scoring/run_scoring.h"
 
 namespace {
 
-using trak_ext::CudaPath;
-using trak_ext::CudaScoringProblem;
-using trak_ext::Scorer;
+using trak_ext::ScoringProblem;
+using trak_ext::cuda::Path;
+using trak_ext::cuda::Scorer;
 using trak_ext::host_run::Runner;
 namespace host_run = trak_ext::host_run;
 
@@ -31,7 +31,7 @@ struct HostScoring {
   const void* coefficients;
   const void* weights;
   int parts;
-  trak_ext::ScoringWorkspace workspace;
+  trak_ext::cuda::ScoringWorkspace workspace;
   int64_t features_bytes;    // of every checkpoint
   int64_t tile_for_targets;  // the tile that this number of targets would get
   void* out;                 // [num_train, num_targets], or [num_targets, count] for the best
@@ -41,7 +41,7 @@ struct HostScoring {
   int64_t* indices;
   int32_t* not_a_number;
   int wide;
-  int path;             // as trak_ext::CudaPath
+  int path;             // as trak_ext::cuda::Path
   int multiprocessors;  // of the device that is played: tiles are shared among its blocks
   uint64_t order_seed;
 };
@@ -50,17 +50,17 @@ namespace {
 
 template <class T>
 void run(const HostScoring& host, const Scorer<T>& scorer) {
-  CudaScoringProblem<T> problem = {host.num_checkpoints,
-                                   host.num_train,
-                                   host.num_targets,
-                                   host.proj_dim,
-                                   host.features,
-                                   host.feature_dtype,
-                                   host.row_strides,
-                                   static_cast<const T*>(host.solved),
-                                   static_cast<const T*>(host.coefficients),
-                                   static_cast<const T*>(host.weights),
-                                   host.parts};
+  ScoringProblem<T> problem = {host.num_checkpoints,
+                               host.num_train,
+                               host.num_targets,
+                               host.proj_dim,
+                               host.features,
+                               host.feature_dtype,
+                               host.row_strides,
+                               static_cast<const T*>(host.solved),
+                               static_cast<const T*>(host.coefficients),
+                               static_cast<const T*>(host.weights),
+                               static_cast<trak_ext::Precision>(host.parts)};
   constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
   Runner& runner = Runner::get();
   runner.begin(host.order_seed);
@@ -82,14 +82,14 @@ void run(const HostScoring& host, const Scorer<T>& scorer) {
                          (problem.num_targets - 1) * host.out_target_stride + 1) *
                             kBytes);
     }
-    trak_ext::run_score(scorer, problem, {out, host.out_row_stride, host.out_target_stride},
-                        host.workspace, nullptr);
+    trak_ext::cuda::run_score(scorer, problem, {out, host.out_row_stride, host.out_target_stride},
+                              host.workspace, nullptr);
   } else {
     runner.allow(out, problem.num_targets * host.count * kBytes);
     runner.allow(host.indices, problem.num_targets * host.count * 8);
     runner.allow(host.not_a_number, 4);
-    trak_ext::run_top_k(scorer, problem, host.count, {out, host.indices}, host.not_a_number,
-                        host.workspace, nullptr);
+    trak_ext::cuda::run_top_k(scorer, problem, host.count, {out, host.indices}, host.not_a_number,
+                              host.workspace, nullptr);
   }
 }
 
@@ -98,21 +98,22 @@ void run(const HostScoring& host, const Scorer<T>& scorer) {
 extern "C" const char* host_score(const HostScoring* host) {
   try {
     if (host->wide) {
-      run(*host, trak_ext::plain_scorer<double>());
-    } else if (host->path == static_cast<int>(CudaPath::kPlain)) {
-      run(*host, trak_ext::plain_scorer<float>());
-    } else if (host->path == static_cast<int>(CudaPath::kMma)) {
-      run(*host,
-          trak_ext::tensor_core_scorer(host->feature_dtype, host->parts, host->tile_for_targets));
+      run(*host, trak_ext::cuda::plain_scorer<double>());
+    } else if (host->path == static_cast<int>(Path::kPlain)) {
+      run(*host, trak_ext::cuda::plain_scorer<float>());
+    } else if (host->path == static_cast<int>(Path::kMma)) {
+      run(*host, trak_ext::cuda::tensor_core_scorer(host->feature_dtype, host->parts,
+                                                    host->tile_for_targets));
     } else {
-      CudaScoringProblem<float> problem = {};
+      ScoringProblem<float> problem = {};
       problem.num_train = host->num_train;
       problem.num_targets = host->tile_for_targets;
       problem.proj_dim = host->proj_dim;
       problem.feature_dtype = host->feature_dtype;
-      problem.parts = host->parts;
-      run(*host, trak_ext::choose_warpgroup_scorer(problem, std::max<int64_t>(host->count, 0),
-                                                   host->workspace.bytes, host->multiprocessors));
+      problem.precision = static_cast<trak_ext::Precision>(host->parts);
+      run(*host,
+          trak_ext::cuda::choose_warpgroup_scorer(problem, std::max<int64_t>(host->count, 0),
+                                                  host->workspace.bytes, host->multiprocessors));
     }
     return nullptr;
   } catch (const std::exception& error) {

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trak_ext import _C
+
 from .builds import HOST, SOURCES, build_runner, compile_host, shared_build
 from .library import DTYPES, PASSES, PATHS, WARPGROUP
 
 # What precisions are prefixed with to name the other path.
 MMA = ""
 SCORER = """
-#include "scorers.h"
-trak_ext::Scorer<float> trak_ext::{name}_scorer(int parts, int64_t targets) {{
+#include "scoring/scorers.h"
+trak_ext::cuda::Scorer<float> trak_ext::cuda::{name}_scorer(int parts, int64_t targets) {{
   (void)parts, (void)targets;
   return {scorer};
 }}
@@ -71,7 +73,7 @@ def _compile(folder: Path, sources: Path, only: str | None, runner: list[str] | 
         for path in (MMA, WARPGROUP):
             name = dtype + ("_warpgroup" if path == WARPGROUP else "")
             if only is None or only == dtype:
-                files.append(sources / "cuda" / f"scoring_{name}_tiles.cu")
+                files.append(sources / "cuda" / "scoring" / f"scoring_{name}_tiles.cu")
             else:
                 scorer = ONE_PATH[path] if (dtype, path) == ("float32", only) else "{}"
                 files.append(folder / f"one_path_{name}.cpp")
@@ -218,70 +220,36 @@ class ScoringLibrary:
         """Plant a fault of runner.h in what is run from now on; 0 for none."""
         ctypes.c_int.in_dll(self._library, "host_planted").value = fault
 
-    def cuda_score(self, *arguments: Any, wide: bool | None = None) -> None:
-        """Take what `_C.cuda_score_float` and `_double` take."""
-        *problem, path, out, row_stride, target_stride, workspace, workspace_bytes, _, _ = arguments
-        self._call(
-            *problem,
-            path=path,
-            wide=wide,
-            workspace=workspace,
-            workspace_bytes=workspace_bytes,
-            out=out,
-            out_row_stride=row_stride,
-            out_target_stride=target_stride,
-            count=-1,
-        )
+    def cuda_score(self, scoring: _C.Scoring, **rest: Any) -> None:
+        """Take what `_C.cuda_score` takes."""
+        self._call(scoring, count=-1, **rest)
 
-    def cuda_top_k(self, *arguments: Any, wide: bool | None = None) -> None:
-        """Take what `_C.cuda_top_k_float` and `_double` take."""
-        *problem, path, count, values, indices, not_a_number, workspace, size, _, _ = arguments
-        self._call(
-            *problem,
-            path=path,
-            wide=wide,
-            workspace=workspace,
-            workspace_bytes=size,
-            out=values,
-            count=count,
-            indices=indices,
-            not_a_number=not_a_number,
-        )
+    def cuda_top_k(self, scoring: _C.Scoring, *, values: int, **rest: Any) -> None:
+        """Take what `_C.cuda_top_k` takes."""
+        self._call(scoring, out=values, **rest)
 
     def _call(
-        self,
-        features: list[int],
-        row_strides: list[int],
-        dtype: int,
-        num_train: int,
-        num_targets: int,
-        proj_dim: int,
-        solved: int,
-        coefficients: int,
-        weights: int,
-        parts: int,
-        path: str,
-        wide: bool | None = None,
-        **rest: Any,
+        self, scoring: _C.Scoring, *, path: str, device: int, stream: int, **rest: Any
     ) -> None:
-        pointers = (ctypes.c_void_p * len(features))(*features)
-        strides = (ctypes.c_int64 * len(features))(*row_strides)
-        reach = max(row_strides) * (num_train - 1) + proj_dim
+        num_checkpoints = len(scoring.features)
+        pointers = (ctypes.c_void_p * num_checkpoints)(*scoring.features)
+        strides = (ctypes.c_int64 * num_checkpoints)(*scoring.row_strides)
+        reach = max(scoring.row_strides) * (scoring.num_train - 1) + scoring.proj_dim
         problem = Scoring(
-            num_checkpoints=len(features),
-            num_train=num_train,
-            num_targets=num_targets,
-            proj_dim=proj_dim,
+            num_checkpoints=num_checkpoints,
+            num_train=scoring.num_train,
+            num_targets=scoring.num_targets,
+            proj_dim=scoring.proj_dim,
             features=ctypes.cast(pointers, ctypes.c_void_p),
-            feature_dtype=dtype,
+            feature_dtype=scoring.feature_dtype,
             row_strides=ctypes.cast(strides, ctypes.c_void_p),
-            solved=solved,
-            coefficients=coefficients or None,
-            weights=weights or None,
-            parts=parts,
-            features_bytes=reach * (8 if dtype == 0 else 4 if dtype == 1 else 2),
-            tile_for_targets=num_targets,
-            wide=dtype == 0 if wide is None else wide,
+            solved=scoring.solved,
+            coefficients=scoring.coefficients or None,
+            weights=scoring.weights or None,
+            parts=scoring.precision,
+            features_bytes=reach * {0: 8, 1: 4}.get(scoring.feature_dtype, 2),
+            tile_for_targets=scoring.num_targets,
+            wide=scoring.dtype == 0,
             path=PATHS.index(path),
             multiprocessors=1,
             **rest,

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "run_sjlt.h"
+#include "projection/run_sjlt.h"
 #include "runner.h"
 
 namespace {
@@ -28,7 +28,7 @@ const char* caught(const Body& body) {
 int64_t bytes_of(const trak_ext::GradientView& grad, int64_t rows) {
   if (rows == 0 || grad.params == 0) return 0;
   return ((rows - 1) * grad.row_stride + (grad.params - 1) * grad.param_stride + 1) *
-         trak_ext::element_size(grad.dtype);
+         trak_ext::element_bytes(grad.dtype);
 }
 
 // The fault's last tensor: what kernels that do not come to its end have read.
@@ -49,7 +49,7 @@ std::vector<trak_ext::GradientView> cut_short(const trak_ext::SjltProblem& probl
 
 struct HostProblem {
   trak_ext::SjltProblem problem;
-  trak_ext::SjltWorkspace workspace;
+  trak_ext::cuda::SjltWorkspace workspace;
   uint64_t order_seed;
   int64_t blocks_wanted;  // 0: as many rows a block as there are
 };
@@ -72,34 +72,36 @@ extern "C" const char* host_project(const HostProblem* host) {
     const std::vector<trak_ext::GradientView> grads = cut_short(problem);
     trak_ext::SjltProblem taken = problem;
     taken.grads = grads.data();
-    trak_ext::run_sjlt(taken, host->workspace, nullptr, host->blocks_wanted);
+    trak_ext::cuda::run_sjlt(taken, host->workspace, nullptr, host->blocks_wanted);
   });
 }
 
-extern "C" const char* host_fill_matrix(const trak_ext::SjltMatrixProblem* problem) {
+extern "C" const char* host_fill_matrix(const trak_ext::cuda::SjltMatrixProblem* problem) {
   return caught([&] {
     Runner& runner = Runner::get();
     runner.begin(0);
     runner.allow(problem->out, problem->params * problem->law.repetitions *
                                    static_cast<int64_t>(problem->law.width) * 4);
-    trak_ext::SjltMatrixProblem scaled = *problem;
+    trak_ext::cuda::SjltMatrixProblem scaled = *problem;
     scaled.scale = trak_ext::sjlt_scale(problem->law);
     if (is_planted(Planted::kMissingTail)) --scaled.params;
     if (is_planted(Planted::kWrongSign)) scaled.scale = -scaled.scale;
-    trak_ext::run_fill_sjlt_matrix(scaled, nullptr);
+    trak_ext::cuda::run_fill_sjlt_matrix(scaled, nullptr);
   });
 }
 
 extern "C" int64_t host_workspace_bytes(const trak_ext::SjltProblem* problem, int64_t limit) {
-  return trak_ext::sjlt_workspace_bytes(*problem, limit);
+  return trak_ext::cuda::plan_sjlt_workspace(*problem, limit);
 }
 
-extern "C" int host_tile_columns(uint64_t width) { return trak_ext::sjlt_tile_columns(width); }
+extern "C" int host_tile_columns(uint64_t width) {
+  return trak_ext::cuda::sjlt_tile_columns(width);
+}
 
 extern "C" void host_note_launches(trak_ext::host_run::LaunchNote note) {
   Runner::get().note_launches(note);
 }
 
-extern "C" int64_t host_blocks_wanted() { return trak_ext::kSjltBlocksWanted; }
+extern "C" int64_t host_blocks_wanted() { return trak_ext::cuda::kSjltBlocksWanted; }
 
 extern "C" int64_t host_sizeof_problem() { return sizeof(HostProblem); }

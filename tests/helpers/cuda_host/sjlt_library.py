@@ -6,13 +6,14 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from trak_ext import _C
+
 from .builds import HOST, SOURCES, build_runner, compile_host, shared_build
-from .library import DTYPES, NOTE, Gradient, Launch
+from .library import DTYPES, NOTE, Gradient, Launch, native_gradient
 
 LIBRARY = "sjlt_host.so"
 
@@ -63,9 +64,10 @@ def make_law(proj_dim: int, nnz: int, seed: int, model_id: int) -> Law:
     return Law(seed & 0xFFFFFFFF, seed >> 32, model_id, proj_dim // nnz, nnz)
 
 
-def law_of(width: int, nnz: int, seed_low: int, seed_high: int, model_id: int) -> Law:
-    """Take a law as `_C` does."""
-    return Law(seed_low, seed_high, model_id, width, nnz)
+def native_law(matrix: _C.SparseMatrix) -> Law:
+    """Take a matrix as `_C` does."""
+    seed = (matrix.seed_low, matrix.seed_high)
+    return Law(*seed, matrix.model_id, matrix.width, matrix.repetitions)
 
 
 def make_views(tensors: Sequence[Tensor], param_offset: int) -> ctypes.Array[Gradient]:
@@ -180,21 +182,32 @@ class SjltHostLibrary:
         """Plant a fault of runner.h in what is run from now on; 0 for none."""
         ctypes.c_int.in_dll(self._library, "host_planted").value = fault
 
-    def cuda_project_sjlt(self, views: Any, *arguments: Any) -> None:
-        """Take what `_C.cuda_project_sjlt` takes."""
-        rows, out, *strides, law, full_blocks, workspace, workspace_bytes, _, _ = arguments
-        grads = (Gradient * len(views))(*(Gradient(*view) for view in views))
-        problem = Problem(law_of(*law), grads, len(views), rows, out, *strides)
+    def cuda_project(
+        self,
+        projection: _C.SparseProjection,
+        *,
+        full_blocks: bool,
+        workspace: int,
+        workspace_bytes: int,
+        **_: int,
+    ) -> None:
+        """Take what `_C.cuda_project` takes."""
+        views, out = projection.grads, projection.out
+        grads = (Gradient * len(views))(*map(native_gradient, views))
+        law = native_law(projection.matrix)
+        strides = (out.row_stride, out.column_stride)
+        problem = Problem(law, grads, len(views), projection.rows, out.address, *strides)
         blocks_wanted = 0 if full_blocks else self._library.host_blocks_wanted()
         host = HostProblem(problem, workspace, workspace_bytes, 1, blocks_wanted)
         error = self._library.host_project(ctypes.byref(host))
         if error is not None:
             raise RuntimeError(error.decode())
 
-    def cuda_fill_sjlt_matrix(self, law: Any, *arguments: Any) -> None:
-        """Take what `_C.cuda_fill_sjlt_matrix` takes."""
-        param_offset, params, out, _, _ = arguments
-        problem = Matrix(law_of(*law), param_offset, params, 0.0, out)
+    def cuda_fill_matrix(
+        self, matrix: _C.SparseMatrix, *, param_offset: int, params: int, out: int, **_: int
+    ) -> None:
+        """Take what `_C.cuda_fill_matrix` takes."""
+        problem = Matrix(native_law(matrix), param_offset, params, 0.0, out)
         error = self._library.host_fill_matrix(ctypes.byref(problem))
         if error is not None:
             raise RuntimeError(error.decode())

@@ -6,11 +6,11 @@
 #include <stdexcept>
 #include <string>
 
-namespace trak_ext::device {
+namespace trak_ext::cuda::device {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
-}  // namespace trak_ext::device
+}  // namespace trak_ext::cuda::device

@@ -3,7 +3,7 @@
 #include <string>
 
 #define TRAK_EXT_CUDA_ARCHITECTURES ""
-#include "device_guard.h"
+#include "device/device_guard.h"
 
 extern "C" {
 
@@ -42,7 +42,7 @@ const char* host_guard(int error, int driver, int context, int fails, int device
   runtime_state = {error, driver, 0};
   libcuda_state = {libcuda_state.initialized, context, 1, fails};
   try {
-    const trak_ext::DeviceGuard guard(device);
+    const trak_ext::cuda::DeviceGuard guard(device);
     meanwhile[0] = libcuda_state.context;
     meanwhile[1] = libcuda_state.mode;
   } catch (const std::exception& caught) {

@@ -1,9 +1,0 @@
-#include "scorers.h"
-
-namespace trak_ext {
-
-Scorer<float> bfloat16_warpgroup_scorer(int parts, int64_t targets) {
-  return warpgroup_tile_scorer<DType::kBFloat16>(parts, targets);
-}
-
-}  // namespace trak_ext
