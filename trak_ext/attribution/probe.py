@@ -8,7 +8,6 @@ computed again.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _check
 from ..inputs.loaders import Segment, map_tensors
 from ..inputs.structures import put_together, take_apart
 from ..store import Probe, Shard, StoreError
@@ -69,12 +69,10 @@ def make(rows: Shard, batch: Any, position: int, device: torch.device, *, keep: 
         except ValueError as error:
             reason = str(error)
         if reason is not None:
-            warnings.warn(
+            _check.warn(
                 "store: expected batches that can be kept as tensors and JSON, so that a model or "
                 f"task that computes something else later is noticed, got {reason} (probe=False "
-                "goes without)",
-                RuntimeWarning,
-                stacklevel=2,
+                "goes without)"
             )
             keep = False
     if not keep:
@@ -107,12 +105,10 @@ def check(
     try:
         batch = put_together(probe.structure, [tensor.to(device) for tensor in probe.batch])
     except ValueError as error:
-        warnings.warn(
+        _check.warn(
             f"store: expected the classes that the batch in {where} is made of, got {error}: "
             "whether model and task compute what was fitted is not looked at (import its module, "
-            "or probe=False)",
-            RuntimeWarning,
-            stacklevel=2,
+            "or probe=False)"
         )
         return
     segment = Segment(0, len(probe.features), batch, None)

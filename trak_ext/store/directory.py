@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import _check
 from . import base
 from .base import Store
 from .codec import decode, encode
@@ -140,11 +140,9 @@ class DirectoryStore(Store):
         changed = [f"{name} {made[name]}, now {now[name]}" for name in other]
         if changed and not self._warned:
             self._warned = True
-            warnings.warn(
+            _check.warn(
                 f"store: {str(self.path)!r} was made with {'; '.join(changed)}: its features may "
-                "differ from new ones in their last bits",
-                RuntimeWarning,
-                stacklevel=4,
+                "differ from new ones in their last bits"
             )
 
     def _write_manifest(self) -> None:
