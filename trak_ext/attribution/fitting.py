@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _check
 from ..estimator.damping import ImpliedRidge, fitted_above
 from ..inputs import loaders
 from ..inputs.loaders import Segment, map_tensors
@@ -64,6 +65,7 @@ class Fitter:
         self.known = store.known_data(addition)  # of a fit before this one
         self.digests: list[str] | None = None  # of the first checkpoint's shards in this one
         self.kept = (0, 0)  # checkpoint, and its samples that the store has
+        self._said = False  # that a batch cannot be kept
 
     def fit(
         self, m: int, weights: Mapping[str, Tensor], loader: Iterable[Any], bar: Progress
@@ -84,6 +86,18 @@ class Fitter:
             raise
         finally:
             self.kept = (m, one.kept)
+
+    def keeps(self, batch: Any) -> bool:
+        """Whether a probe keeps its batch; says once where it cannot."""
+        reason = probes.cannot_be_kept(batch) if self.probe else None
+        if reason is not None and not self._said:
+            self._said = True
+            _check.warn(
+                "store: expected batches that can be kept as tensors and JSON, so that a model or "
+                f"task that computes something else later is noticed, got {reason} (probe=False "
+                "goes without)"
+            )
+        return self.probe and reason is None
 
 
 class _CheckpointFit:
@@ -301,7 +315,8 @@ class _CheckpointFit:
             **{name: getattr(rows, name)[:size].clone() for name in Shard._fields[:4]}
         )
         fitter = self._fitter
-        made = probes.make(first, batch, fitter.offset, fitter.device, keep=fitter.probe)
+        kept = batch if fitter.keeps(batch) else None
+        made = probes.make(first, kept, fitter.offset, fitter.device)
         self._probe = self._store.write_probe(self._m, made, self._addition)
         self._first = None
 

@@ -50,35 +50,28 @@ def first_samples(segment: Segment) -> Any:
     return map_tensors(lambda tensor: tensor[:SAMPLES].clone(), segment.batch)
 
 
-def make(rows: Shard, batch: Any, position: int, device: torch.device, *, keep: bool) -> Probe:
+def cannot_be_kept(batch: Any) -> str | None:
+    """Return what in a batch cannot be kept as tensors and JSON; None where all can."""
+    structure, tensors = take_apart(batch)
+    try:
+        put_together(structure, tensors)
+    except ValueError as error:
+        return str(error)
+    bad = next((tensor for tensor in tensors if not can_keep(tensor)), None)
+    return None if bad is None else f"a {bad.layout} tensor of {bad.dtype}"
+
+
+def make(rows: Shard, batch: Any | None, position: int, device: torch.device) -> Probe:
     """Return a probe of samples that were fitted.
 
     Args:
         rows: Their features, Q, R and f.
-        batch: Of them.
+        batch: Of them; None not to keep it, and to compute nothing again.
         position: Of the first one in the training set.
         device: Where they were computed.
-        keep: Whether to keep the batch; without it nothing is computed again.
     """
-    structure, tensors = take_apart(batch)
-    if keep:
-        try:
-            put_together(structure, tensors)
-            bad = next((t for t in tensors if not can_keep(t)), None)
-            reason = None if bad is None else f"a {bad.layout} tensor of {bad.dtype}"
-        except ValueError as error:
-            reason = str(error)
-        if reason is not None:
-            _check.warn(
-                "store: expected batches that can be kept as tensors and JSON, so that a model or "
-                f"task that computes something else later is noticed, got {reason} (probe=False "
-                "goes without)"
-            )
-            keep = False
-    if not keep:
-        structure, tensors = None, []
-    on_cpu = [tensor.detach().cpu() for tensor in tensors]
-    return Probe(*rows[:4], position, structure, on_cpu, device.type)
+    structure, tensors = (None, []) if batch is None else take_apart(batch)
+    return Probe(*rows[:4], position, structure, [t.detach().cpu() for t in tensors], device.type)
 
 
 def check(
@@ -106,7 +99,7 @@ def check(
         batch = put_together(probe.structure, [tensor.to(device) for tensor in probe.batch])
     except ValueError as error:
         _check.warn(
-            f"store: expected the classes that the batch in {where} is made of, got {error}: "
+            f"store: expected the classes that the probe's batch is made of, got {error}: "
             "whether model and task compute what was fitted is not looked at (import its module, "
             "or probe=False)"
         )
