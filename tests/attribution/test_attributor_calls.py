@@ -131,7 +131,8 @@ def test_a_test_loader_of_changing_length_is_refused():
         fitted.attribute(Growing())
 
 
-def test_progress_goes_to_stderr_and_can_be_silent(capsys):
+def test_progress_goes_to_stderr_and_can_be_silent(capsys, monkeypatch):
+    monkeypatch.setattr("trak_ext.attribution.progress._on_terminal", lambda: True)
     for progress in (False, True):
         fitted = attributor(mlp(), progress=progress)
         fitted.fit([vectors(9)])

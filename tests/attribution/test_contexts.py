@@ -132,7 +132,8 @@ def test_later_parts_keep_the_sample_of_the_first(tmp_path):
         setting()[0], "clip", checkpoints=setting()[1], proj_dim=PROJ_DIM, progress=False
     )
     targets._store = alone._store
-    kept = targets._features_of_targets(0, [second], targets._features, targets._bar("", []))
+    args = (targets._features, targets._bar("", []), alone._fitted())
+    kept = targets._features_of_targets(0, [second], *args)
     assert torch.allclose(kept.features, shards[0].features, rtol=1e-5, atol=1e-5)
 
 

@@ -9,6 +9,7 @@ from trak_ext.gradients import computer as chunk_size
 from trak_ext.gradients.computer import ChunkSize
 
 CPU = torch.device("cpu")
+KIND = "of one shape"
 
 
 class Measure:
@@ -36,25 +37,25 @@ def free(monkeypatch):
 def test_a_given_size_is_taken_without_a_look(free):
     free(1)
     measure = Measure(10**9)
-    assert ChunkSize(40).choose(CPU, 100, 10**9, 10**9, measure) == 40
+    assert ChunkSize(40).choose(CPU, 100, KIND, 10**9, 10**9, measure) == 40
     assert measure.calls == 0
 
 
 @pytest.mark.parametrize(
     ("available", "expected"),
-    [(2 * 10 * 50, 10), (2 * 10 * 50 - 1, 9), (0, 1), (10**6, 256), (None, 256)],
+    [(2 * 10 * 64, 10), (2 * 10 * 64 - 1, 8), (0, 1), (10**6, 256), (None, 256)],
 )
 def test_half_of_what_is_free(free, available, expected):
     free(available)
-    assert ChunkSize(None).choose(CPU, 10**6, 4, 25, Measure(50)) == expected
+    assert ChunkSize(None).choose(CPU, 10**6, KIND, 4, 25, Measure(64)) == expected
 
 
 def test_what_is_small_is_not_measured(free):
     measure = Measure(0)
-    free(2 * 1000 * 256 * 20)
-    assert ChunkSize(None).choose(CPU, 300, 8, 12, measure) == 256
+    free(2 * 1024 * 256 * 16)
+    assert ChunkSize(None).choose(CPU, 300, KIND, 8, 8, measure) == 256
     assert measure.calls == 0
-    ChunkSize(None).choose(CPU, 300, 8, 13, measure)
+    ChunkSize(None).choose(CPU, 300, KIND, 8, 9, measure)
     assert measure.calls == 1
 
 
@@ -64,23 +65,43 @@ def test_nobody_asks_what_is_free_for_a_tiny_model(monkeypatch):
 
     monkeypatch.setattr(chunk_size, "free_bytes", ask)
     most = chunk_size.TINY // chunk_size.SAFE // 256
-    assert ChunkSize(None).choose(CPU, 300, 8, most - 8, Measure(0)) == 256
+    assert ChunkSize(None).choose(CPU, 300, KIND, 8, most - 8, Measure(0)) == 256
     with pytest.raises(AssertionError, match="asked"):
-        ChunkSize(None).choose(CPU, 300, 8, most - 7, Measure(0))
+        ChunkSize(None).choose(CPU, 300, KIND, 8, most - 7, Measure(0))
 
 
-def test_only_larger_samples_are_measured_again(free):
-    free(10_000)
-    chooser, measure = ChunkSize(None), Measure(100)
-    assert chooser.choose(CPU, 99, 8, 25, measure) == 50
-    free(1)  # asked once
-    measure.value = 500
-    assert chooser.choose(CPU, 99, 8, 25, measure) == 50
-    assert chooser.choose(CPU, 99, 4, 25, measure) == 50
-    assert measure.calls == 1
-    assert chooser.choose(CPU, 99, 9, 25, measure) == 10
-    assert chooser.choose(CPU, 99, 8, 25, measure) == 10
-    assert measure.calls == 2
+def test_each_kind_of_sample_is_measured_once_whatever_came_before(free):
+    free(2 * 7 * 1024)
+    sizes = {"short": 64, "long": 512, "longest": 10**6}
+    expected = {"short": 112, "long": 14, "longest": 1}
+
+    def chosen(order):
+        chooser, measures = ChunkSize(None), {kind: Measure(sizes[kind]) for kind in sizes}
+        found = {k: chooser.choose(CPU, 999, k, 8, 25, measures[k]) for k in (*order, *order)}
+        assert [measure.calls for measure in measures.values()] == [1, 1, 1]
+        return found
+
+    for order in (sizes, reversed(list(sizes))):
+        assert chosen(list(order)) == expected
+
+
+def test_what_is_free_is_asked_once_or_said_by_another_run(free):
+    free(2 * 7 * 1024)
+    chooser = ChunkSize(None)
+    assert chooser.choose(CPU, 999, KIND, 8, 25, Measure(512)) == 14
+    free(1)
+    assert chooser.choose(CPU, 999, KIND, 8, 25, Measure(512)) == 14
+    other = ChunkSize(None)
+    other.use_budget(chooser.budget(CPU))
+    assert other.choose(CPU, 999, KIND, 8, 25, Measure(512)) == 14
+
+
+@pytest.mark.parametrize(
+    ("available", "budget"), [(2 * 1023, 896), (2 * 1024, 1024), (2**40, 2**31), (0, 0), (6, 3)]
+)
+def test_a_budget_has_three_significant_bits(free, available, budget):
+    free(available)
+    assert ChunkSize(None).budget(CPU) == budget
 
 
 @pytest.mark.parametrize("given", [None, 64])
@@ -91,4 +112,4 @@ def test_halving_lasts_and_is_said_once(free, given):
         halves = [chooser.halve(tried) for tried in (64, 3)]
     assert halves == [32, 1]
     assert len(caught) == 1
-    assert chooser.choose(CPU, 99, 8, 25, Measure(1)) == 1
+    assert chooser.choose(CPU, 99, KIND, 8, 25, Measure(1)) == 1

@@ -35,9 +35,15 @@ def test_a_sample_is_measured_where_chunks_might_not_fit(monkeypatch):
     sample = GradientComputer(model, CLASSIFICATION).sample_bytes({}, batch)
     assert sample >= 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
     monkeypatch.setattr(trak_ext.gradients.computer, "TINY", 0)
-    monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 2 * 7 * sample)
-    computer = GradientComputer(model, CLASSIFICATION)
-    assert [len(part.output) for part in computer({}, batch)] == [7, 7, 7, 7, 2]
+    budget = 1 << (14 * sample).bit_length() - 1  # a power of two is not rounded
+    monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 2 * budget)
+    computer, size = GradientComputer(model, CLASSIFICATION), budget // sample
+    assert 7 <= size <= 14
+    expected = [min(size, 30 - start) for start in range(0, 30, size)]
+    assert [len(part.output) for part in computer({}, batch)] == expected
+    # What is left out at the front does not move the cuts of the rest.
+    rest = [len(part.output) for part in computer({}, batch, skip=size)]
+    assert rest == expected[1:]
 
 
 def test_longer_texts_are_measured_anew():

@@ -91,46 +91,60 @@ def kill_in(name, fatal):
     setattr(os, name, deadly)
 
 
-# Files are written in this order: manifest, three shards and the summary of checkpoint 0, of 1, two
-# kernels.
+# Files are written in this order: manifest, probe, three shards and the summary of checkpoint 0, the
+# manifest that vouches for it, the same of checkpoint 1, two kernels.
 MOMENTS = {
     "before anything": ("loader", 0),
     "in the first shard": ("loader", 1),
     "in the second shard": ("loader", 3),
     "in checkpoint 1": ("loader", 8),
     "writing the manifest": ("fsync", 0),
-    "writing a shard": ("fsync", 2),
-    "writing a checkpoint summary": ("fsync", 4),
-    "writing a shard of checkpoint 1": ("fsync", 6),
-    "writing a kernel": ("fsync", 9),
+    "writing the probe": ("fsync", 1),
+    "writing a shard": ("fsync", 3),
+    "writing a checkpoint summary": ("fsync", 5),
+    "vouching for a checkpoint summary": ("fsync", 6),
+    "writing a shard of checkpoint 1": ("fsync", 9),
+    "writing a kernel": ("fsync", 13),
     "after the manifest": ("replace", 0),
-    "after the last shard of checkpoint 0": ("replace", 3),
-    "after the summary of checkpoint 0": ("replace", 4),
-    "after the last file": ("replace", 10),
+    "after the last shard of checkpoint 0": ("replace", 4),
+    "after the summary of checkpoint 0": ("replace", 5),
+    "after the last file": ("replace", 14),
 }
-FILES_LEFT = [0, 0, 2, 6, 0, 2, 4, 6, 9, 1, 4, 5, 11]
+FILES_LEFT = [0, 2, 3, 8, 0, 1, 3, 5, 6, 8, 11, 1, 5, 6, 13]  # without the owner's
 
 
-def victim(store, where, fatal):
+# With a journal after every chunk there are more files, each written many times.
+CHUNK = 3
+JOURNAL_MOMENTS = {f"after rename {i}": ("replace", i) for i in range(0, 30, 2)}
+JOURNAL_MOMENTS |= {f"writing file {i}": ("fsync", i) for i in range(1, 30, 5)}
+
+
+def victim(store, where, fatal, **options):
     data = setting()[2]
     if where == "loader":
-        attributor(store).fit(Deadly(data, fatal))
+        attributor(store, **options).fit(Deadly(data, fatal))
     else:
         kill_in(where, fatal)
-        attributor(store).fit(batches(data))
+        attributor(store, **options).fit(batches(data))
 
 
-def main(folder):
+def main_with_journals(folder):
+    """As `main`, with a journal that is written after every chunk of 3 samples."""
+    trak_ext.attribution.fitting.JOURNAL_SECONDS = 0
+    main(folder, JOURNAL_MOMENTS, chunk_size=CHUNK)
+
+
+def main(folder, moments=MOMENTS, **options):
     """Fork a victim for every moment, one after the other, and say how each ended."""
     import torch._dynamo  # torch.func would, in every child anew
 
     torch.set_num_threads(1)
     trak_ext.store.base.shard_rows = lambda proj_dim: ROWS
-    for i, (where, fatal) in enumerate(MOMENTS.values()):
+    for i, (where, fatal) in enumerate(moments.values()):
         child = os.fork()
         if child == 0:
             try:
-                victim(Path(folder) / str(i), where, fatal)
+                victim(Path(folder) / str(i), where, fatal, **options)
             finally:
                 os._exit(1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from trak_ext.inputs.checkpoints import state_digest
 from trak_ext.inputs.loaders import SampleDigest, tensor_bytes
-from trak_ext.store.base import settings_digest
+from trak_ext.store.records import settings_digest
 
 
 def digest_of(*batches):
@@ -111,6 +112,40 @@ def test_a_value_cannot_move_to_the_next_sample():
     long_short = [(torch.arange(3.0)[None],), (torch.tensor([[3.0]]),)]
     short_long = [(torch.tensor([[0.0]]),), (torch.arange(1.0, 4.0)[None],)]
     assert digest_of(*long_short) != digest_of(*short_long)
+
+
+def of_batch(*batches):
+    digest = SampleDigest()
+    for batch in batches:
+        digest.add(batch)
+    return digest.hexdigest()
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def test_keys_and_containers_are_in_the_digest():
+    x, y = torch.randn(4, 3), torch.arange(4)
+    batches = [
+        (x, y),
+        {"x": x, "y": y},
+        {"x": x, "z": y},
+        {"y": y, "x": x},
+        {"x": x, 1: y},
+        {"x": x, "1": y},
+        {"x": {"y": x}, "z": y},
+        ({"x": x}, y),
+        ((x,), y),
+        ((x, y),),
+        Pair(x, y),
+    ]
+    assert len({of_batch(batch) for batch in batches}) == len(batches)
+    # Loaders give lists where tuples are meant.
+    assert of_batch([x, y]) == of_batch((x, y))
+    parts = ({"x": x[a:b], "y": y[a:b]} for a, b in ((0, 1), (1, 4)))
+    assert of_batch(*parts) == of_batch({"x": x, "y": y})
 
 
 def test_state_digest():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -57,15 +60,19 @@ def test_a_kernel_of_other_data_is_not_taken(tmp_path):
     torch.manual_seed(0)
     model = Scaled(1.0)
     options = {"proj_dim": 4, "progress": False}
-    (x, y), fresh = data()[0], Attributor(model, "image_classification", **options)
-    Attributor(model, "image_classification", store=tmp_path, **options).fit([(x, y)])
-    for name in ("features-000000000000", "finished"):
-        (tmp_path / "checkpoint-0000" / f"{name}.safetensors").unlink()
-    made = Attributor(model, "image_classification", store=tmp_path, **options)
-    other = [(3 * x.flip(0), y)]
-    made.fit(other)
-    fresh.fit(other)
-    assert torch.equal(made.attribute(data(3)), fresh.attribute(data(3)))
+    (x, y) = data()[0]
+    for name, inputs in (("mine", x), ("other", 3 * x.flip(0))):
+        store = tmp_path / name
+        Attributor(model, "image_classification", store=store, **options).fit([(inputs, y)])
+    kernel = tmp_path / "mine" / "checkpoint-0000" / "kernel-mean-0001.safetensors"
+    mine = Attributor(model, "image_classification", store=tmp_path / "mine", **options)
+    expected = mine.attribute(data(3))
+    shutil.copy(tmp_path / "other" / kernel.relative_to(tmp_path / "mine"), kernel)
+    for use in (mine.fit, mine.attribute):
+        with pytest.raises(StoreError, match=re.escape(str(kernel))):
+            use([(x, y)])
+    kernel.unlink()
+    assert torch.equal(mine.attribute(data(3)), expected)
 
 
 def test_another_default_device_changes_nothing():

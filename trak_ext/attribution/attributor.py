@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import _C, _check
 from ..estimator.formula import Estimator, Scorer
@@ -21,9 +23,13 @@ from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device, state_d
 from ..inputs.loaders import SampleId
 from ..kernels.score_pass import TopK
 from ..store import Shard, StoredFeatures, open_store
-from ..store.base import settings_digest
+from ..store.base import probe_name
+from ..store.records import settings_digest
 from ..tasks import Task, get_task
-from .features import FeatureMaker, Fitter, ShardBuilder, changed_data, on_device, require_context
+from . import probe as probes
+from .features import FeatureMaker, ShardBuilder, changed_data, on_device, require_context
+from .fitting import Fitter
+from .progress import Progress
 
 
 class Attributor:
@@ -56,17 +62,24 @@ class Attributor:
         chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
             half of the free memory takes, and 2 GiB on the CPU. Halved, with a warning, where
             memory runs out.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars, on a terminal or in a notebook.
+        probe: Whether a store keeps the first samples of the training set, and whether they are
+            computed again wherever a checkpoint's weights are loaded anyway, which costs a sample
+            chunk: features that differ show that model or task compute something else than when
+            they were fitted (`trak_ext.attribution.probe.TOLERANCES`).
 
     Loaders yield (inputs, labels) or mappings, in the same order every time: a sample's position is
     its identity. A mapping may carry ids under "sample_id", integers or strings, which results then
     carry too. Autocast is honoured: call `fit` and `attribute` under it.
 
     Memory of `fit`, beside the model and one checkpoint's weights: chunk_size times
-    `GradientComputer.sample_bytes`, a batch, a shard of features (64 MiB with its copy) and up to
+    `GradientComputer.sample_bytes`, a batch, a shard of features (16 MiB with its copy) and up to
     24 blocks proj_dim^2 bytes of kernel matrices; without a store, all features too. `attribute`
-    reads a shard (32 MiB) of every checkpoint at a time and holds 16 M blocks proj_dim bytes per
+    reads a shard (8 MiB) of every checkpoint at a time and holds 16 M blocks proj_dim bytes per
     target.
+
+    One run at a time fits a store; another is refused. Runs that are given one token in the
+    environment variable TRAK_EXT_STORE_TOKEN share a store. Any number may read one.
 
     A store made with fewer checkpoints is continued by `fit`, and one made with more is read as far
     as needed; the ones in common must be the same, in the same order.
@@ -93,6 +106,7 @@ class Attributor:
         precision: str = "high",
         nnz: int = 1,
         progress: bool = True,
+        probe: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {_check.describe(model)}")
@@ -107,6 +121,7 @@ class Attributor:
         self._chunk_size = chunk_size
         self._store = open_store(store)
         self._progress = _check.flag("progress", progress)
+        self._probe = _check.flag("probe", probe)
         self.device = choose_device(model, device)
         # The data it was chosen on, and the damping of each checkpoint's projection blocks.
         self._damping: tuple[list[list[str]], list[list[float]]] | None = None
@@ -141,23 +156,42 @@ class Attributor:
 
         Raises:
             ValueError: a shuffling loader; samples whose gradient or output has NaN or Inf (named).
-            StoreError: a store of another configuration, other weights or other data, or a damaged
-                file in it (named).
+            StoreError: a store of another configuration, other weights or other data, one that
+                another run is fitting, a damaged file in it (named), or a probe that comes out
+                otherwise.
+            KeyboardInterrupt: Ctrl-C; says how many samples the store has kept.
         """
         loaders.check_loader("train_loader", train_loader, self._passes())
         if part is not None and addition not in (0, part):
             raise ValueError(f"part: expected addition or part, got both: {addition} and {part}")
         addition = _check.integer("addition", addition if part is None else part, 0, 9999)
-        self._store.open(self._feature_settings(), create=True, addition=addition)
-        offset = self._fitted(addition).num_samples if addition else 0
-        fitter = Fitter(self._store, self._features, self.device, addition, offset)
-        with self._bar("fit", train_loader) as bar:
-            for m in range(len(self._checkpoints)):
-                weights = self._checkpoints.load(m, self.device)
-                fitter.fit(m, weights, train_loader, bar)
-        fitted = self._fitted(addition + 1)
-        fitted.write_kernels(addition)
+        with self._store.owned():
+            versions = _versions(self._model)
+            self._store.open(
+                self._feature_settings(), create=True, addition=addition, versions=versions
+            )
+            offset = self._fitted(addition).num_samples if addition else 0
+            self._features.gradients.agree_on_chunks(self.device, self._store.agree)
+            fitter = Fitter(self._store, self._features, self.device, addition, offset, self._probe)
+            try:
+                with self._bar("fit", train_loader) as bar:
+                    for m in range(len(self._checkpoints)):
+                        bar.begin(m)
+                        fitter.fit(m, self._checkpoints.load(m, self.device), train_loader, bar)
+                fitted = self._fitted(addition + 1)
+                fitted.write_kernels(addition)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._what_was_kept(*fitter.kept)) from None
         self._choose_damping(fitted)
+
+    def _what_was_kept(self, m: int, samples: int) -> str:
+        if not self._store.durable:
+            return "fit: stopped; nothing is kept in memory (give a store to go on later)"
+        of = f" of checkpoint {m + 1} of {len(self._checkpoints)}"
+        return (
+            f"fit: stopped; kept {samples} samples{of if len(self._checkpoints) > 1 else ''} and "
+            f"all before them, {self._store} (call fit again to go on)"
+        )
 
     @property
     def damping_(self) -> Tensor:
@@ -301,7 +335,8 @@ class Attributor:
 
     def _open_fitted(self) -> StoredFeatures:
         """Return a store's features, which are fitted for every checkpoint."""
-        self._store.open(self._feature_settings(), create=False)
+        versions = _versions(self._model)
+        self._store.open(self._feature_settings(), create=False, versions=versions)
         return self._fitted()
 
     def _scorer(self, fitted: StoredFeatures) -> Scorer:
@@ -324,7 +359,8 @@ class Attributor:
         ids: list[SampleId] | None = None
         with self._bar("targets", test_loader) as bar:
             for m in range(len(self._checkpoints)):
-                targets = self._features_of_targets(m, test_loader, features, bar)
+                bar.begin(m)
+                targets = self._features_of_targets(m, test_loader, features, bar, fitted)
                 if digest is not None and targets.data_digest != digest:
                     raise changed_data("test_loader", 0, targets.features.shape[0])
                 digest, ids = targets.data_digest, targets.ids
@@ -348,27 +384,67 @@ class Attributor:
         return self._features.of_task(computer)
 
     def _features_of_targets(
-        self, m: int, loader: Iterable[Any], features: FeatureMaker, bar: tqdm
+        self,
+        m: int,
+        loader: Iterable[Any],
+        features: FeatureMaker,
+        bar: Progress,
+        fitted: StoredFeatures,
     ) -> Shard:
         """Return the targets' features for a checkpoint, as one shard of all of them."""
         weights = self._checkpoints.load(m, self.device)
-        context = None
-        if features.gradients.task.prepare is not None:
-            context = on_device(require_context(self._store.read_context(m), m), self.device)
+        prepared = self._check_probe(m, weights, fitted)
+        context = prepared if features.gradients.task.prepare is not None else None
         targets = ShardBuilder(0, features.width)
         for segment in loaders.segments(loader, self.device, 2**62):
-            targets.note_data(segment)
+            targets.note_data(segment.batch, segment.ids)
             with closing(features(weights, segment, m, context)) as chunks:
                 for gradients, made in chunks:
                     targets.append(gradients, made)
-            bar.update(segment.stop - segment.start)
+                    bar.advance(len(made))
         return targets.finish("test_loader")
 
-    def _bar(self, label: str, loader: Iterable[Any]) -> tqdm:
+    def _check_probe(
+        self, m: int, weights: Mapping[str, Tensor], fitted: StoredFeatures
+    ) -> dict[str, Tensor] | None:
+        """Compute the probe of checkpoint m again; return what the task prepared for it."""
+        store, context = self._store, None
+        summaries = fitted.summaries(m)
+        if self.task.prepare is not None:
+            where = store.where(m, "context")
+            stored = require_context(store.read_context(m, summaries[0].context), m, where)
+            context = on_device(stored.tensors, self.device)
+        addition = next((a for a, s in enumerate(summaries) if s.probe is not None), None)
+        if self._probe and addition is not None:
+            found = store.read_probe(m, addition, summaries[addition].probe)
+            name = probe_name(addition)
+            if found is None:
+                raise store.missing(m, name)
+            where = store.where(m, name)
+            probes.check(found, self._features, weights, m, context, self.device, where)
+        return context
+
+    def _bar(self, label: str, loader: Iterable[Any]) -> Progress:
         """Return a progress bar over all samples of all checkpoints."""
         samples = loaders.num_samples(loader)
-        total = None if samples is None else samples * len(self._checkpoints)
-        return tqdm(total=total, desc=label, unit=" samples", disable=not self._progress)
+        return Progress(label, len(self._checkpoints), samples, self._progress)
+
+
+def _versions(model: nn.Module) -> dict[str, str]:
+    """Return the versions of what computes features, the model's own packages included."""
+    from .. import __version__
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "trak_ext": __version__,
+    }
+    for package in {type(module).__module__.partition(".")[0] for module in model.modules()}:
+        version = getattr(sys.modules.get(package), "__version__", None)
+        if isinstance(version, str):
+            versions[package] = version
+    return versions
 
 
 def _architecture_digest(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ from ..attribution.features import changed_data, not_finite, on_device, prepare_
 from ..gradients import GradientComputer, ParameterChoice
 from ..inputs import loaders
 from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device
-from ..inputs.loaders import SampleDigest, batch_tensors
+from ..inputs.loaders import SampleDigest
 from ..kernels.projection import MAX_SEED, projection_matrix
 from ..kernels.score_pass import RunningTopK, TopK
 from ..store import SampleId
@@ -217,7 +217,7 @@ class Baseline(ABC):
                 digest, stop = SampleDigest(), 0
                 parts: list[Features] = []
                 for start, stop, batch, own in loaders.segments(loader, self.device, 2**62):
-                    digest.update(batch_tensors(batch), own)
+                    digest.add(batch, own)
                     if m == 0:
                         ids.extend(own or [])
                     index = torch.arange(start, stop, device=self.device)

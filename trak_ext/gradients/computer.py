@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -130,8 +130,11 @@ class GradientComputer:
         batch: Any,
         context: Mapping[str, Tensor] | None = None,
         index: Tensor | None = None,
+        skip: int = 0,
     ) -> Generator[SampleGradients, None, None]:
         """Yield gradients of a batch in order, chunk_size samples at a time.
+
+        Where a batch is cut depends on the batch and the free memory that was chosen from alone.
 
         Args:
             weights: A state dict, or named parameters and buffers; what it lacks is the model's.
@@ -139,21 +142,24 @@ class GradientComputer:
             context: What `prepare` returned for these weights, for a task that has one.
             index: int64 [B], the samples' positions in the training set, -1 for those that are not
                 in it, for such a task; None for -1 throughout.
+            skip: Samples at the front that are left out; where they are whole sample chunks the
+                rest is cut as ever.
         """
         total = batch_size(batch)
         samples = (batch, self._positions(index, batch))
         given = self._weights(weights, context, samples[1].device)
-        if total == 0:
+        if total <= skip:
             return
         self._probe(given, samples, weights.get(self.names[0]))
         size = self._chunk_size.choose(
             next(iter(given.chosen.values())).device,
             total,
+            tuple((tensor.dtype, tuple(tensor.shape[1:])) for tensor in batch_tensors(batch)),
             sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
             sum(tensor.nbytes for tensor in (*given.chosen.values(), *given.constant.values())),
             lambda: self._measure(given, samples),
         )
-        start = 0
+        start = skip
         while start < total:
             stop = min(start + size, total)
             part = self._fitting(given, _rows(samples, start, stop), stop - start)
@@ -162,6 +168,22 @@ class GradientComputer:
                 continue
             yield part
             start = stop
+
+    def agree_on_chunks(
+        self, device: torch.device, agree: Callable[[str, int | None], int | None]
+    ) -> None:
+        """Cut sample chunks as another run does, so that gradients have the same bits.
+
+        Args:
+            device: Where gradients are computed.
+            agree: Returns that run's number of a name, or the number that it is given.
+        """
+        size = agree("chunk_size", self.chunk_size)
+        if self.chunk_size is None and size is not None:
+            self._chunk_size = ChunkSize(size)
+        budget = agree(f"chunk_bytes_{device.type}", self._chunk_size.budget(device))
+        if budget is not None:
+            self._chunk_size.use_budget(budget)
 
     def outputs(
         self,
@@ -442,10 +464,10 @@ class ChunkSize:
 
     On the CPU that is 2 GiB at most.
 
-    What is free is asked once, so that sample chunks, and the last bits of gradients with them,
-    stay as they are while memory fills. What a sample takes is measured at the first sample and
-    again when larger ones come (longer texts), so that the largest decides for smaller ones after
-    it. Models so small that a thousand times their weights and inputs would fit are not measured.
+    What is free is asked once, or said by another run; what a sample takes is measured once for
+    each kind of sample (its tensors' shapes and dtypes), whatever came before. So sample chunks,
+    and the last bits of gradients with them, depend on the batch and that number alone. Models so
+    small that a thousand times their weights and inputs would fit are not measured.
 
     Args:
         given: A fixed number, None to choose.
@@ -455,14 +477,33 @@ class ChunkSize:
         self.given = given
         self._most = LARGEST if given is None else given
         self._budget: int | None = None
-        self._measured = -1  # input bytes of the largest sample measured
-        self._sample_bytes = 0
+        self._measured: dict[Hashable, int] = {}  # bytes that each kind of sample takes
         self._halved = False
+
+    def budget(self, device: torch.device) -> int:
+        """Return the bytes that a sample chunk may take, asking what is free the first time.
+
+        A number of three significant bits, so that it is the same again where about as much is
+        free.
+        """
+        if self._budget is None:
+            free = free_bytes(device)
+            found = UNKNOWN if free is None else int(SHARE * free)
+            if device.type == "cpu":
+                found = min(found, MOST_BYTES)
+            low = max(0, found.bit_length() - 3)
+            self._budget = found >> low << low
+        return self._budget
+
+    def use_budget(self, budget: int) -> None:
+        """Take a number of bytes that a run before this one chose."""
+        self._budget = budget
 
     def choose(
         self,
         device: torch.device,
         samples: int,
+        kind: Hashable,
         input_bytes: int,
         weight_bytes: int,
         measure: Callable[[], int],
@@ -472,26 +513,22 @@ class ChunkSize:
         Args:
             device: Where the gradients are computed.
             samples: In the batch.
+            kind: What samples that take equally much have in common.
             input_bytes: Of one sample.
             weight_bytes: Of the model, which bounds a sample's gradients.
             measure: Returns all that one sample takes, by computing it; called only where needed.
         """
         if self.given is not None:
             return self._most
-        tiny = min(samples, self._most) * SAFE * (input_bytes + weight_bytes)
+        tiny = min(samples, LARGEST) * SAFE * (input_bytes + weight_bytes)
         if tiny <= TINY:  # nobody need ask what is free
             return self._most
-        if self._budget is None:
-            free = free_bytes(device)
-            self._budget = UNKNOWN if free is None else int(SHARE * free)
-            if device.type == "cpu":
-                self._budget = min(self._budget, MOST_BYTES)
-        if tiny <= self._budget:
+        budget = self.budget(device)
+        if tiny <= budget:
             return self._most
-        if input_bytes > self._measured:
-            self._sample_bytes = max(self._sample_bytes, measure())
-            self._measured = input_bytes
-        return max(1, min(self._most, self._budget // max(self._sample_bytes, 1)))
+        if kind not in self._measured:
+            self._measured[kind] = measure()
+        return max(1, min(self._most, budget // max(self._measured[kind], 1)))
 
     def halve(self, tried: int) -> int:
         """Take half of what did not fit in memory from now on, and return it; say so once."""

@@ -22,6 +22,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from .structures import structure_text
+
 SampleId = int | str
 
 ID_KEY = "sample_id"
@@ -178,10 +180,21 @@ class SampleDigest:
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
 
-    def update(self, tensors: list[Tensor], ids: Sequence[int | str] | None = None) -> None:
-        """Add the samples of a batch: tensors with samples in front, and ids if there are any."""
+    def update(
+        self,
+        tensors: list[Tensor],
+        ids: Sequence[int | str] | None = None,
+        structure: str = "",
+    ) -> None:
+        """Add the samples of a batch: tensors with samples in front, and ids if there are any.
+
+        Args:
+            structure: Of the batch: its keys and containers, `structures.structure_text`.
+        """
         rows = [self._rows(tensor) for tensor in tensors]
+        said = f"{structure}|".encode()
         for i in range(tensors[0].shape[0]):
+            self._digest.update(said)
             if ids is not None:
                 self._digest.update(f"id {json.dumps(ids[i])}|".encode())
             for prefix, data in rows:
@@ -191,6 +204,10 @@ class SampleDigest:
     def hexdigest(self) -> str:
         """Return the digest of all samples so far."""
         return self._digest.hexdigest()
+
+    def add(self, batch: Any, ids: Sequence[int | str] | None = None) -> None:
+        """Add the samples of a batch, with its keys and containers."""
+        self.update(batch_tensors(batch), ids, structure_text(batch))
 
     @staticmethod
     def _rows(tensor: Tensor) -> tuple[bytes, np.ndarray[Any, Any]]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 
 from ..inputs.loaders import SampleId
-from .base import CheckpointSummary, Context, Shard, Store, StoredFeatures, StoreError, shard_rows
+from .base import Store, shard_rows
 from .directory import DirectoryStore
+from .features import StoredFeatures
 from .memory import MemoryStore
+from .records import CheckpointSummary, Context, Probe, Shard, StoreError
 
 __all__ = [
     "CheckpointSummary",
     "Context",
     "DirectoryStore",
     "MemoryStore",
+    "Probe",
     "SampleId",
     "Shard",
     "Store",

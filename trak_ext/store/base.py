@@ -1,384 +1,330 @@
-"""What a store holds, and how fitted features are read back from one, whatever it keeps them in."""
+"""A store of features, whatever it keeps them in: what it is asked for, and what each record is."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..estimator.formula import KernelAccumulator, SampleBlock
-from ..inputs.loaders import SampleId
+from .records import (
+    CheckpointSummary,
+    Context,
+    KnownData,
+    Probe,
+    Record,
+    Shard,
+    StoreError,
+)
 
-_SHARD_VALUES = 2**23  # features in a shard: 32 MiB
+_SHARD_VALUES = 2**21  # features in a shard: 8 MiB
+_MOST_ROWS = 4096
 
-
-class Shard(NamedTuple):
-    """A checkpoint's features of consecutive samples, with Q, R, f and the digest of their data."""
-
-    features: Tensor  # fp32 [rows, blocks * k]
-    weight: Tensor  # fp32 [rows]
-    curvature: Tensor  # fp32 [rows]
-    output: Tensor  # fp32 [rows]
-    data_digest: str
-    ids: list[SampleId] | None = None
-
-
-class CheckpointSummary(NamedTuple):
-    """What is known of a checkpoint whose features of the training set, or an addition, are whole.
-
-    Written last: while it is not there, the features are not finished.
-    """
-
-    num_samples: int
-    data_digests: list[str]  # of each shard, in order
-    fitted_above: float  # threshold of the outputs, of the training set without additions
-    weight: Tensor  # fp32 [num_samples]
-    curvature: Tensor  # fp32 [num_samples]
-    implied: Tensor  # fp64 [blocks, k + 3], `ImpliedRidge.sums`; zeros where f is not log odds
+_SHARD_TENSORS = Shard._fields[:4]
+_SUMMARY_TENSORS = ("weight", "curvature", "implied")
+_SUMMARY_FACTS = ("num_samples", "data_digests", "fitted_above", "shards", "context", "probe")
 
 
-class Context(NamedTuple):
-    """What a checkpoint's task prepared from the training data, and the digest of those data."""
-
-    tensors: dict[str, Tensor]
-    data_digest: str
-
-
-class StoreError(ValueError):
-    """A store that is damaged, incomplete, or made with other settings, weights or data."""
-
-
-class Record(NamedTuple):
-    """What a store keeps under one name."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
+def shard_rows(width: int) -> int:
+    """Return the samples of a shard: a function of the features per sample, so that runs agree."""
+    return max(1, min(_MOST_ROWS, _SHARD_VALUES // width))
 
 
 class Store(ABC):
     """Features by checkpoint, addition (0 is the training set itself) and range of samples.
 
-    A store keeps records by name; what they mean is said here, once for all stores.
+    A store keeps records by name; what they mean is said here, once for all stores. A record is
+    read with the digest that vouches for it, where something does: the manifest for checkpoint
+    summaries, and these for shards, contexts and probes.
     """
 
+    durable = True  # whether it outlives the process
+
+    # --- what a kind of store does ----------------------------------------------------------------
+
     @abstractmethod
-    def open(self, settings: dict[str, Any], *, create: bool, addition: int = 0) -> None:
-        """Take on the settings, or raise StoreError where others made what is there."""
+    def open(
+        self,
+        settings: dict[str, Any],
+        *,
+        create: bool,
+        addition: int = 0,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take on the settings, or raise StoreError where others made what is there.
+
+        Args:
+            versions: Of the software in use, by name. Other ones than those that made the store
+                are warned of.
+        """
+
+    @abstractmethod
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Be the one run that writes to the store, or raise StoreError where another one is."""
 
     @abstractmethod
     def get(self, checkpoint: int, name: str) -> Record | None:
         """Return a checkpoint's record of this name, or None."""
 
     @abstractmethod
-    def put(self, checkpoint: int, name: str, record: Record) -> None:
-        """Keep a checkpoint's record under a name, whole or not at all."""
+    def put(self, checkpoint: int, name: str, record: Record) -> str:
+        """Keep a checkpoint's record under a name, whole or not at all; return its digest."""
+
+    @abstractmethod
+    def remove(self, checkpoint: int, name: str) -> None:
+        """Forget a checkpoint's record of this name, if there is one."""
 
     @abstractmethod
     def where(self, checkpoint: int, name: str) -> str:
         """Return where a record is kept, for errors."""
 
+    @abstractmethod
+    def begun(self) -> int:
+        """Return the number of additions of which the store has anything, finished or not."""
+
+    @abstractmethod
+    def known_data(self, addition: int) -> KnownData | None:
+        """Return the data of an addition that is finished for any checkpoint, or None."""
+
+    @abstractmethod
+    def finished(self, checkpoint: int, addition: int) -> str | None:
+        """Return the digest of a finished checkpoint's summary, or None."""
+
+    @abstractmethod
+    def finish(self, checkpoint: int, addition: int, data: KnownData, digest: str) -> None:
+        """Vouch for a checkpoint's summary."""
+
+    @abstractmethod
+    def rows(self, width: int) -> int:
+        """Return the samples of a shard in this store."""
+
+    @abstractmethod
+    def agree(self, name: str, value: int | None) -> int | None:
+        """Return the number of this name that the run which made the store chose.
+
+        `value` where it is the one that makes it.
+        """
+
+    @property
+    @abstractmethod
+    def manifest(self) -> str:
+        """Where it is kept what is finished, for errors."""
+
+    # --- shards -----------------------------------------------------------------------------------
+
     def read(
-        self, checkpoint: int, start: int, stop: int | None = None, addition: int = 0
+        self,
+        checkpoint: int,
+        start: int,
+        stop: int | None = None,
+        addition: int = 0,
+        vouched: str | None = None,
     ) -> Shard | None:
         """Return the shard that begins with sample `start` of an addition, or None.
 
         Args:
             stop: Where the samples end, if known: a shard of another length is refused.
+            vouched: The digest that its checkpoint summary vouches for, if there is one.
         """
-        name = _name(addition, f"features-{start:012d}")
-        record = self._get(checkpoint, name, Shard._fields[:4])
-        if record is None:
-            return None
-        rows = len(record.tensors["features"])
-        if stop is not None and rows != stop - start:
+        name = shard_name(addition, start)
+        shard = self._shard(checkpoint, name, vouched)
+        if shard is not None and stop is not None and len(shard.features) != stop - start:
             raise StoreError(
                 f"store: expected {stop - start} samples in "
-                f"{self.where(checkpoint, name)}, got {rows}"
+                f"{self.where(checkpoint, name)}, got {len(shard.features)}"
             )
-        ids = json.loads(record.metadata.get("ids", "null"))
-        return Shard(**record.tensors, data_digest=record.metadata["data_digest"], ids=ids)
+        return shard
 
-    def write(self, checkpoint: int, start: int, shard: Shard, addition: int = 0) -> None:
-        """Keep a shard."""
-        metadata = {"data_digest": shard.data_digest}
-        if shard.ids is not None:
-            metadata["ids"] = json.dumps(shard.ids)
-        tensors = dict(zip(Shard._fields[:4], shard[:4], strict=True))
-        name = _name(addition, f"features-{start:012d}")
-        self.put(checkpoint, name, Record(tensors, metadata))
+    def write(self, checkpoint: int, start: int, shard: Shard, addition: int = 0) -> str:
+        """Keep a shard; return its record's digest."""
+        return self.put(checkpoint, shard_name(addition, start), _shard_record(shard))
 
-    def read_summary(self, checkpoint: int, addition: int = 0) -> CheckpointSummary | None:
-        """Return what is known of a finished checkpoint, or None where it is not finished."""
-        facts, figures = CheckpointSummary._fields[:3], CheckpointSummary._fields[3:]
-        record = self._get(checkpoint, _name(addition, "finished"), figures)
+    def read_journal(self, checkpoint: int, start: int, addition: int = 0) -> Shard | None:
+        """Return the samples so far of the shard that begins with `start`, or None."""
+        return self._shard(checkpoint, shard_name(addition, start, "journal"), None)
+
+    def write_journal(self, checkpoint: int, start: int, shard: Shard, addition: int = 0) -> None:
+        """Keep the samples so far of a shard, in place of what was kept before."""
+        self.put(checkpoint, shard_name(addition, start, "journal"), _shard_record(shard))
+
+    def remove_journal(self, checkpoint: int, start: int, addition: int = 0) -> None:
+        """Forget what was kept of a shard's samples, which the shard has now."""
+        self.remove(checkpoint, shard_name(addition, start, "journal"))
+
+    def _shard(self, checkpoint: int, name: str, vouched: str | None) -> Shard | None:
+        addition = int(name[5:9]) if name.startswith("part-") else 0
+        by = self._summary(checkpoint, addition)
+        record = self._get(checkpoint, name, _SHARD_TENSORS, vouched, by)
         if record is None:
             return None
-        known: list[Any] = [json.loads(record.metadata[name]) for name in facts]
-        return CheckpointSummary(*known, *(record.tensors[name] for name in figures))
+        said = record.metadata
+        known = {"ids": None, **said}
+        return Shard(**_any(record.tensors), **known, digest=record.digest)
 
-    def write_summary(self, checkpoint: int, summary: CheckpointSummary, addition: int = 0) -> None:
-        """Say that a checkpoint's features are all there."""
-        facts, figures = CheckpointSummary._fields[:3], CheckpointSummary._fields[3:]
-        metadata = {name: json.dumps(getattr(summary, name)) for name in facts}
-        tensors = {name: getattr(summary, name) for name in figures}
+    # --- checkpoint summaries ---------------------------------------------------------------------
+
+    def read_summary(
+        self, checkpoint: int, addition: int = 0, *, missing_ok: bool = False
+    ) -> CheckpointSummary | None:
+        """Return what is known of a finished checkpoint, or None where it is not finished.
+
+        Args:
+            missing_ok: Whether None is also for a summary that is vouched for and not there.
+        """
+        vouched = self.finished(checkpoint, addition)
+        if vouched is None:
+            return None
         name = _name(addition, "finished")
-        self.put(checkpoint, name, Record(tensors, metadata))
+        record = self._get(checkpoint, name, _SUMMARY_TENSORS, vouched, self.manifest)
+        if record is None:
+            if missing_ok:
+                return None
+            raise self.missing(checkpoint, name)
+        known: dict[str, Any] = {key: record.metadata[key] for key in _SUMMARY_FACTS}
+        return CheckpointSummary(**known, **_any(record.tensors), digest=record.digest)
+
+    def write_summary(
+        self, checkpoint: int, summary: CheckpointSummary, addition: int = 0
+    ) -> CheckpointSummary:
+        """Say that a checkpoint's features are all there; return the summary with its digest."""
+        metadata = {name: getattr(summary, name) for name in _SUMMARY_FACTS}
+        tensors = {name: getattr(summary, name) for name in _SUMMARY_TENSORS}
+        digest = self.put(checkpoint, _name(addition, "finished"), Record(tensors, metadata))
+        data = KnownData(summary.num_samples, summary.data_digests)
+        self.finish(checkpoint, addition, data, digest)
+        return summary._replace(digest=digest)
+
+    # --- kernel matrices --------------------------------------------------------------------------
 
     def read_kernel(
-        self, checkpoint: int, weighting: str, addition: int, data_digest: str
+        self, checkpoint: int, weighting: str, addition: int, source: str
     ) -> Tensor | None:
-        """Return kernel matrices fp64 [blocks, k, k]; None where they are not there, or of others.
+        """Return kernel matrices fp64 [blocks, k, k], or None where they are not there.
 
         Args:
             weighting: How samples are weighted in it, as a file's name may say it.
-            data_digest: Of the samples' data.
+            source: Digest of the checkpoint summaries that it was made under.
+
+        Raises:
+            StoreError: matrices that were made under others.
         """
         name = _name(addition, f"kernel-{weighting}")
         record = self._get(checkpoint, name, ("kernel",))
-        if record is None or record.metadata.get("data_digest") != data_digest:
+        if record is None:
             return None
+        if record.metadata.get("source") != source:
+            raise StoreError(
+                f"store: expected kernel matrices of the features that the store has in "
+                f"{self.where(checkpoint, name)}, got those of others (delete it to have it made "
+                "again)"
+            )
         return record.tensors["kernel"]
 
     def write_kernel(
-        self, checkpoint: int, weighting: str, addition: int, data_digest: str, kernel: Tensor
+        self, checkpoint: int, weighting: str, addition: int, source: str, kernel: Tensor
     ) -> None:
         """Keep kernel matrices."""
         name = _name(addition, f"kernel-{weighting}")
-        self.put(checkpoint, name, Record({"kernel": kernel}, {"data_digest": data_digest}))
+        self.put(checkpoint, name, Record({"kernel": kernel}, {"source": source}))
 
-    def read_context(self, checkpoint: int) -> Context | None:
+    # --- contexts and probes ----------------------------------------------------------------------
+
+    def read_context(self, checkpoint: int, vouched: str | None = None) -> Context | None:
         """Return what the task prepared for a checkpoint, or None."""
-        record = self.get(checkpoint, "context")
-        return None if record is None else Context(record.tensors, record.metadata["data_digest"])
+        record = self._get(checkpoint, "context", None, vouched, self._summary(checkpoint, 0))
+        if record is None:
+            return None
+        return Context(record.tensors, record.metadata["data_digest"], record.digest)
 
-    def write_context(self, checkpoint: int, context: Context) -> None:
-        """Keep what the task prepared for a checkpoint."""
+    def write_context(self, checkpoint: int, context: Context) -> Context:
+        """Keep what the task prepared for a checkpoint; return it with its record's digest."""
         record = Record(context.tensors, {"data_digest": context.data_digest})
-        self.put(checkpoint, "context", record)
+        return context._replace(digest=self.put(checkpoint, "context", record))
 
-    def _get(self, checkpoint: int, name: str, tensors: Sequence[str]) -> Record | None:
+    def read_probe(
+        self, checkpoint: int, addition: int = 0, vouched: str | None = None
+    ) -> Probe | None:
+        """Return the few samples that a checkpoint is tried on, or None."""
+        name = probe_name(addition)
+        by = self._summary(checkpoint, addition)
+        record = self._get(checkpoint, name, None, vouched, by)
+        if record is None:
+            return None
+        said = record.metadata
+        batch = [record.tensors[f"batch.{i}"] for i in range(len(record.tensors) - 4)]
+        tensors = {key: record.tensors[key] for key in _SHARD_TENSORS}
+        return Probe(**_any(tensors), **said, batch=batch, digest=record.digest)
+
+    def write_probe(self, checkpoint: int, probe: Probe, addition: int = 0) -> Probe:
+        """Keep the few samples that a checkpoint is tried on; return them with their digest."""
+        tensors = {name: getattr(probe, name) for name in _SHARD_TENSORS}
+        tensors |= {f"batch.{i}": tensor for i, tensor in enumerate(probe.batch)}
+        said = {key: getattr(probe, key) for key in ("position", "structure", "device")}
+        digest = self.put(checkpoint, probe_name(addition), Record(tensors, said))
+        return probe._replace(digest=digest)
+
+    # --- all records ------------------------------------------------------------------------------
+
+    def missing(self, checkpoint: int, name: str) -> StoreError:
+        """Return the error for a record that is vouched for and not there."""
+        return StoreError(
+            f"store: expected the file {self.where(checkpoint, name)}, which the store vouches "
+            "for, got none (call fit again to have it made again)"
+        )
+
+    def _summary(self, checkpoint: int, addition: int) -> str:
+        """Return where a checkpoint summary is kept."""
+        return self.where(checkpoint, _name(addition, "finished"))
+
+    def _get(
+        self,
+        checkpoint: int,
+        name: str,
+        tensors: Sequence[str] | None,
+        vouched: str | None = None,
+        by: str = "",
+    ) -> Record | None:
         """Return a record, which has tensors of these names and no others, or None."""
         record = self.get(checkpoint, name)
-        if record is not None and sorted(record.tensors) != sorted(tensors):
+        if record is None:
+            return None
+        if tensors is not None and sorted(record.tensors) != sorted(tensors):
             raise StoreError(
                 f"store: expected the tensors {', '.join(tensors)} in "
                 f"{self.where(checkpoint, name)}, got {', '.join(record.tensors) or 'none'}"
             )
+        if vouched is not None and record.digest != vouched:
+            raise StoreError(
+                f"store: expected {self.where(checkpoint, name)} as {by} vouches for it, got "
+                "another file (of another store? delete it to have it made again)"
+            )
         return record
+
+
+def _any(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return tensors as arguments of any type, for the type checker."""
+    return {**tensors}
 
 
 def _name(addition: int, what: str) -> str:
     return f"part-{addition:04d}/{what}" if addition else what
 
 
-def compare_settings(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
-    """Refuse a store whose settings are not the ones expected; checkpoints may be more or fewer."""
-    for key in sorted({*expected, *found}):
-        a, b = expected.get(key), found.get(key)
-        if key == "checkpoints" and isinstance(a, list) and isinstance(b, list):
-            common = min(len(a), len(b))
-            a, b = a[:common], b[:common]
-        if a != b:
-            raise StoreError(
-                f"store: expected one made with {key} = {_short(expected.get(key))}, got "
-                f"{_short(found.get(key))} in {where} (use another folder)"
-            )
+def shard_name(addition: int, start: int, kind: str = "features") -> str:
+    """Return the name of a shard's record, or of its "journal"."""
+    return _name(addition, f"{kind}-{start:012d}")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def probe_name(addition: int) -> str:
+    """Return the name of the probe's record."""
+    return _name(addition, "probe")
 
 
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Return a digest of a JSON-like mapping."""
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def shard_rows(width: int) -> int:
-    """Return the samples of a shard: a function of the features per sample, so that runs agree."""
-    return max(1, min(8192, _SHARD_VALUES // width))
-
-
-class StoredFeatures:
-    """The features of checkpoints 0 .. M - 1 in a store that is fitted for all of them.
-
-    As `trak_ext.estimator.formula.TrainingFeatures`: samples in order over all additions.
-
-    Args:
-        store: Opened for the settings.
-        num_checkpoints: M.
-        proj_dim: Features k of a projection block.
-        blocks: Projection blocks b.
-        weighting: What kernel matrices weight samples by: None for 1, "own" for each checkpoint's
-            R, "mean" for the mean of R over the checkpoints.
-        additions: How many are looked at, the training set itself being the first; None for all.
-
-    Raises:
-        StoreError: additions that are not finished for every checkpoint, or differ in their data.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        num_checkpoints: int,
-        proj_dim: int,
-        blocks: int,
-        weighting: str | None = None,
-        additions: int | None = None,
-    ) -> None:
-        self._store = store
-        self._proj_dim = proj_dim
-        self._weighting = weighting
-        self.blocks = blocks
-        self.num_checkpoints = num_checkpoints
-        self._summaries: list[list[CheckpointSummary]] = []  # of each addition and checkpoint
-        while additions is None or len(self._summaries) < additions:
-            addition = len(self._summaries)
-            found = [store.read_summary(m, addition) for m in range(num_checkpoints)]
-            if addition and additions is None and all(summary is None for summary in found):
-                break
-            self._summaries.append(_complete(found, addition))
-
-    @property
-    def sizes(self) -> list[int]:
-        """Training samples of each addition."""
-        return [summaries[0].num_samples for summaries in self._summaries]
-
-    @property
-    def data_digests(self) -> list[list[str]]:
-        """Digests of each addition's shards."""
-        return [summaries[0].data_digests for summaries in self._summaries]
-
-    @property
-    def num_samples(self) -> int:
-        """Training samples of all additions."""
-        return sum(self.sizes)
-
-    def weight(self) -> Tensor:
-        """Return the mean of Q over the checkpoints: fp64 [n]."""
-        return torch.cat(
-            [
-                torch.stack([summary.weight for summary in summaries]).double().mean(0)
-                for summaries in self._summaries
-            ]
-        )
-
-    def curvature(self, m: int) -> Tensor | None:
-        """Return the weight of each sample in checkpoint m's kernel, [n]; None for ones."""
-        if self._weighting is None:
-            return None
-        return torch.cat([self._curvature(m, a) for a in range(len(self._summaries))])
-
-    def _curvature(self, m: int, addition: int) -> Tensor:
-        summaries = self._summaries[addition]
-        if self._weighting == "own":
-            return summaries[m].curvature
-        return torch.stack([summary.curvature for summary in summaries]).double().mean(0)
-
-    def implied(self) -> Tensor:
-        """Return `ImpliedRidge.sums` of each checkpoint and projection block, fp64 [M b, k + 3]."""
-        sums = [torch.cat([summary.implied for summary in each]) for each in self._summaries]
-        return torch.stack(sums).sum(0)
-
-    # --- kernel matrices --------------------------------------------------------------------------
-
-    def kernels(self, m: int) -> Tensor:
-        """Return checkpoint m's kernel matrices over all samples, fp64 [blocks, k, k].
-
-        Those that the store lacks are made from the features.
-        """
-        shape = (self.blocks, self._proj_dim, self._proj_dim)
-        total = torch.zeros(shape, dtype=torch.float64, device="cpu")
-        for addition in range(len(self._summaries)):
-            kernel = self._store.read_kernel(m, *self._kernel_key(addition))
-            total += self._make_kernels(m, addition) if kernel is None else kernel
-        return total
-
-    def write_kernels(self, addition: int) -> None:
-        """Make and keep the kernel matrices of an addition that the store lacks."""
-        key = self._kernel_key(addition)
-        for m in range(self.num_checkpoints):
-            if self._store.read_kernel(m, *key) is None:
-                self._store.write_kernel(m, *key, self._make_kernels(m, addition))
-
-    def _kernel_key(self, addition: int) -> tuple[str, int, str]:
-        """Return the weights' name (stores agree in their first checkpoints) and the data's."""
-        weighting = self._weighting or "plain"
-        if weighting == "mean":
-            weighting = f"mean-{self.num_checkpoints:04d}"
-        digests = self._summaries[addition][0].data_digests
-        return weighting, addition, settings_digest({"data": digests})
-
-    def _make_kernels(self, m: int, addition: int) -> Tensor:
-        kernels = [KernelAccumulator(self._proj_dim) for _ in range(self.blocks)]
-        weights = None if self._weighting is None else self._curvature(m, addition)
-        for start, stop in self._ranges(self.sizes[addition]):
-            features = self._read(m, start, stop, addition).features.split(self._proj_dim, 1)
-            own = None if weights is None else weights[start:stop]
-            for kernel, part in zip(kernels, features, strict=True):
-                kernel.add(part, own)
-        return torch.stack([kernel.matrix for kernel in kernels])
-
-    # --- samples ----------------------------------------------------------------------------------
-
-    def samples(self, checkpoints: Sequence[int] | None = None) -> Iterator[SampleBlock]:
-        """Yield all samples in order, with the features of the checkpoints (None for all)."""
-        chosen = range(self.num_checkpoints) if checkpoints is None else checkpoints
-        weight = self.weight()
-        offset = 0
-        for addition, size in enumerate(self.sizes):
-            for start, stop in self._ranges(size):
-                shards = [self._read(m, start, stop, addition) for m in chosen]
-                features = [part for s in shards for part in s.features.split(self._proj_dim, 1)]
-                rows = slice(offset + start, offset + stop)
-                yield SampleBlock(rows.start, features, weight[rows], shards[0].ids)
-            offset += size
-
-    def sample_ids(self) -> list[SampleId] | None:
-        """Return the ids of all samples in order; None where not every addition has them."""
-        ids: list[SampleId] = []
-        for block in self.samples([0]):
-            ids.extend(block.ids or [])
-        return ids if ids and len(ids) == self.num_samples else None
-
-    def _ranges(self, size: int) -> Iterator[tuple[int, int]]:
-        rows = shard_rows(self.blocks * self._proj_dim)
-        for start in range(0, size, rows):
-            yield start, min(start + rows, size)
-
-    def _read(self, m: int, start: int, stop: int, addition: int) -> Shard:
-        shard = self._store.read(m, start, stop, addition)
-        if shard is None:
-            where = f" of addition {addition}" if addition else ""
-            raise StoreError(
-                f"store: expected samples {start} to {stop - 1}{where} of checkpoint {m}, got none"
-            )
-        return shard
-
-
-def _complete(found: Sequence[CheckpointSummary | None], addition: int) -> list[CheckpointSummary]:
-    """Return the summaries of all checkpoints, which must be there and agree in their data."""
-    done = [summary for summary in found if summary is not None]
-    call = f"fit(addition={addition})" if addition else "fit()"
-    if not done:
-        raise StoreError(f"Attributor is not fitted: call {call} first")
-    if len(done) < len(found):
-        missing = next(m for m, summary in enumerate(found) if summary is None)
-        raise StoreError(
-            f"Attributor is not fitted for all {len(found)} checkpoints: call {call} first (the "
-            f"store has no finished features of checkpoint {missing})"
-        )
-    if any(summary.data_digests != done[0].data_digests for summary in done):
-        raise StoreError(
-            "store: expected the same data for every checkpoint"
-            + (f" in addition {addition}" if addition else "")
-            + f", got {[summary.num_samples for summary in done]} samples by checkpoint"
-        )
-    return done
+def _shard_record(shard: Shard) -> Record:
+    metadata: dict[str, Any] = {"data_digest": shard.data_digest, "origin": shard.origin}
+    if shard.ids is not None:
+        metadata["ids"] = shard.ids
+    return Record({key: getattr(shard, key) for key in _SHARD_TENSORS}, metadata)

@@ -1,0 +1,69 @@
+"""A progress bar over the samples of all checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from tqdm.auto import tqdm
+from tqdm.std import tqdm as terminal_bar
+
+
+class Progress:
+    """Says which checkpoint is under way, samples a second and the remaining time.
+
+    In a notebook as a widget; elsewhere on a terminal alone, so that logs stay without it.
+
+    Args:
+        label: What is done.
+        checkpoints: How many, M.
+        samples: Of each checkpoint, if known beforehand.
+        show: Whether to show anything.
+    """
+
+    def __init__(self, label: str, checkpoints: int, samples: int | None, show: bool) -> None:
+        self._label = label
+        self._checkpoints = checkpoints
+        self._m = 0
+        self._done = 0  # samples of this checkpoint
+        total = None if samples is None else samples * checkpoints
+        hidden = not show or not (_in_notebook() or _on_terminal())
+        self._bar = tqdm(total=total, desc=self._text(), unit=" samples", disable=hidden)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def begin(self, m: int) -> None:
+        """Go on to checkpoint m."""
+        if m == 1 and self._bar.total is None:  # the first pass has told
+            self._bar.total = self._done * self._checkpoints
+        self._m, self._done = m, 0
+        self._bar.set_description(self._text(), refresh=False)
+
+    def advance(self, samples: int) -> None:
+        """Count samples."""
+        self._done += samples
+        self._bar.update(samples)
+
+    def _text(self) -> str:
+        if self._checkpoints == 1:
+            return self._label
+        return f"{self._label}: checkpoint {self._m + 1} of {self._checkpoints}"
+
+
+def _in_notebook() -> bool:
+    return not issubclass(tqdm, terminal_bar) or "tqdm.notebook" in {
+        kind.__module__ for kind in tqdm.__mro__
+    }
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
