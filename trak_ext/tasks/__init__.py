@@ -12,7 +12,14 @@ from .classification import (
 )
 from .contrastive import clip_output, clip_task
 from .core import ModelOutput, Task
-from .language import causal_lm, causal_lm_token, seq2seq_lm, seq2seq_lm_token, token_targets
+from .language import (
+    causal_lm,
+    causal_lm_token,
+    check_causal,
+    seq2seq_lm,
+    seq2seq_lm_token,
+    token_targets,
+)
 from .pixels import pixel, pixel_classification, pixel_targets
 from .regression import regression
 
@@ -38,8 +45,8 @@ TASKS = {
         Task("binary_classification", binary_classification, log_odds=True),
         Task("multilabel_classification", multilabel_classification),
         Task("regression", regression),
-        Task("causal_lm", causal_lm),
-        Task("causal_lm_token", causal_lm_token, log_odds=True),
+        Task("causal_lm", causal_lm, check=check_causal),
+        Task("causal_lm_token", causal_lm_token, log_odds=True, check=check_causal),
         Task("seq2seq_lm", seq2seq_lm),
         Task("seq2seq_lm_token", seq2seq_lm_token, log_odds=True),
         Task("pixel_classification", pixel_classification),
