@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from .. import _check
-from ..inputs.loaders import batch_size, batch_tensors, map_tensors
+from ..inputs.loaders import (
+    batch_size,
+    batch_tensors,
+    in_containers,
+    map_tensors,
+    plain_containers,
+)
 from ..tasks import ModelOutput, Task
 from ..tasks.core import naming_faults
 from .functional import EvalMode, computing, old_transformers, weights_in_place
@@ -374,15 +380,17 @@ class GradientComputer:
         others: tuple[dict[str, Tensor], dict[str, Tensor]],
         sample: Any,
         held: ExitStack,
+        batch: Any,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return f of a sample (tensors without a batch dimension), and (f, Q, R).
 
-        The weights stay in the model until `held` is closed, after the backward pass.
+        The weights stay in the model until `held` is closed, after the backward pass. `batch` says
+        what containers the task gets.
         """
         constant, context = others
         held.enter_context(weights_in_place(self.model, {**constant, **chosen}))
-        batch, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
-        output = self.task(self.model, batch, context, index)
+        plain, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
+        output = self.task(self.model, in_containers(plain, batch), context, index)
         if output.output.numel() != 1:
             raise ValueError(
                 f"task {self.task.name!r}: expected one output for one sample, "
@@ -414,18 +422,17 @@ class GradientComputer:
     def _vmap(self, weights: _Weights, chunk: Any) -> SampleGradients:
         others = (self._fresh(weights.constant), weights.context)
         with ExitStack() as held:
-            gradient = vmap(
-                grad(partial(self._output, held=held), has_aux=True), in_dims=(None, None, 0)
-            )
-            grads, (f, q, r) = gradient(
-                self._fresh(weights.chosen), others, map_tensors(torch.clone, chunk)
-            )
+            output = partial(self._output, held=held, batch=chunk[0])
+            gradient = vmap(grad(output, has_aux=True), in_dims=(None, None, 0))
+            samples = plain_containers(map_tensors(torch.clone, chunk))
+            grads, (f, q, r) = gradient(self._fresh(weights.chosen), others, samples)
         return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
 
     def _loop(self, weights: _Weights, chunk: Any) -> SampleGradients:
         rows: list[list[Tensor]] = []
         outputs = []
-        chunk = map_tensors(torch.clone, chunk)
+        batch = chunk[0]
+        chunk = plain_containers(map_tensors(torch.clone, chunk))
         for i in range(batch_size(chunk)):
             leaves = {
                 name: tensor.detach().requires_grad_()
@@ -435,7 +442,7 @@ class GradientComputer:
             sample = map_tensors(lambda tensor, i=i: tensor[i], chunk)  # type: ignore[misc]
             random_state = torch.get_rng_state()
             with ExitStack() as held, torch.enable_grad(), _whole_gradients():
-                f, output = self._output(leaves, others, sample, held)
+                f, output = self._output(leaves, others, sample, held, batch)
                 if not torch.equal(torch.get_rng_state(), random_state):
                     raise RuntimeError(_RANDOM_MODEL)
                 try:

@@ -104,8 +104,11 @@ class Checkpoints:
                 f"{len(missing)} missing ({', '.join(missing[:3])}) and "
                 f"{len(unknown)} unknown ({', '.join(map(str, unknown[:3]))})"
             )
-        replaced = dict(self._model.named_parameters(remove_duplicate=False))
-        replaced |= dict(self._model.named_buffers(remove_duplicate=False))
+        replaced = {
+            key
+            for names in (self._model.named_parameters, self._model.named_buffers)
+            for key, _ in names(remove_duplicate=False)
+        }
         for key, tensor in expected.items():
             found = state[key]
             if key not in replaced:

@@ -64,7 +64,7 @@ def without_prefixes(state: Mapping[str, Any], expected: Collection[str]) -> Map
     if set(state) <= set(expected) or not all(isinstance(key, str) for key in state):
         return state
     plain = {re.sub(r"(^|\.)(_orig_mod\.)+", r"\1", key): key for key in state}
-    while plain and all(key.startswith("module.") for key in plain):
+    while not set(plain) <= set(expected) and all(key.startswith("module.") for key in plain):
         plain = {key.removeprefix("module."): given for key, given in plain.items()}
     first = next(iter(plain), "").split(".")[0] + "."
     if not set(plain) <= set(expected) and all(key.startswith(first) for key in plain):
@@ -192,8 +192,9 @@ def same_values(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(same_values(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, torch.ScriptObject):  # packed weights of quantized modules
-        states = [getattr(value, "__getstate__", None) for value in (a, b)]
-        return all(states) and same_values(*(state() for state in states))
+        if not hasattr(a, "__getstate__"):
+            return False
+        return same_values(a.__getstate__(), b.__getstate__())
     try:
         return bool(a == b)
     except Exception:  # whatever its own comparison raises

@@ -54,6 +54,8 @@ class Task:
         check: None, or a function (model, batch) that raises where the model is not one for this
             task. It is called once for each checkpoint, on the first few samples, without
             gradients and outside of vmap.
+        ids_as: What of a batch is taken out of it as sample ids, beside the key "sample_id": keys
+            of a mapping, and 2 for the third of a sequence of three.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     prepare: Prepare | None = None
     log_odds: bool = False
     check: Callable[[Any, Any], None] | None = None
+    ids_as: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
