@@ -66,7 +66,9 @@ def test_bars_say_which_checkpoint_and_move_with_chunks(bars, tmp_path):
 
 def test_baselines_have_the_same_bars(bars):
     model = mlp()
-    method = GradientProduct(model, "image_classification", checkpoints=states_of(model), chunk_size=4)
+    method = GradientProduct(
+        model, "image_classification", checkpoints=states_of(model), chunk_size=4
+    )
     method.fit([vectors(9)])
     assert bars.texts == ["fit: checkpoint 1 of 2", "fit: checkpoint 2 of 2"]
     assert bars.updates == [4, 4, 1] * 2

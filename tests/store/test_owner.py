@@ -230,6 +230,40 @@ def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def _fit_with_others(folder, barrier, results):
+    torch.set_num_threads(1)
+    made = attributor(folder)
+    barrier.wait()
+    try:
+        results.put(made.fit(data()))
+    except Exception as error:
+        results.put(f"{type(error).__name__}: {error}")
+
+
+def test_runs_of_one_token_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("trak_ext.store.base.shard_rows", lambda width: 4)
+    monkeypatch.setattr("trak_ext.attribution.fitting.JOURNAL_SECONDS", 0)
+    torch.set_num_threads(1)
+    attributor(tmp_path / "alone").fit(data())
+    monkeypatch.setenv(TOKEN_VARIABLE, "job 7")
+    context = multiprocessing.get_context("fork")
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        barrier, results = context.Barrier(3), context.Queue()
+        arguments = (folder, barrier, results)
+        runs = [context.Process(target=_fit_with_others, args=arguments) for _ in range(3)]
+        for run in runs:
+            run.start()
+        assert [results.get(timeout=60) for _ in runs] == [None] * 3
+        for run in runs:
+            run.join()
+        files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*") if p.is_file()}
+        alone = tmp_path / "alone"
+        assert files == {
+            p.relative_to(alone): p.read_bytes() for p in alone.rglob("*.*") if p.is_file()
+        }
+
+
 def _contend(folder, barrier, results):
     made = Owner(folder)
     barrier.wait()

@@ -43,10 +43,9 @@ class Owner:
         self._folder = folder
         self._path = folder / NAME
         given = os.environ.get(TOKEN_VARIABLE)
-        self._shared = bool(given)
+        self.shared = bool(given)  # whether other runs may write, too
         self._token = given or secrets.token_hex(16)
         self._mark = secrets.token_hex(8)  # of this process, whatever the token
-        self.joined = False  # whether another run of this token had the store already
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -74,7 +73,7 @@ class Owner:
     def check(self) -> None:
         """Refuse to write on where another run has taken the store, or the file was deleted."""
         found = _read(self._path)
-        if found is None and self._shared and self._create(self._path):
+        if found is None and self.shared and self._create(self._path):
             return  # the run that made the file has ended, this one goes on
         if found is None or found.get("token") != self._token:
             raise StoreError(
@@ -93,11 +92,10 @@ class Owner:
             found = _read(self._path)
             if found is None:
                 continue
-            if self._shared and found.get("token") == self._token:
-                self.joined = not _is_gone(found)
-                if self.joined:
+            if self.shared and found.get("token") == self._token:
+                if not _is_gone(found):
                     return
-            if not _is_gone(found):
+            elif not _is_gone(found):
                 raise self._refusal(found)
             if self._replace(found):
                 self._clear_claims()
