@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -186,6 +187,40 @@ def test_in_memory_too():
     model.scale = 1.1
     with pytest.raises(StoreError, match="got others by 0"):
         fitted.attribute(data())
+
+
+def test_a_deleted_probe_of_a_run_that_was_stopped_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("trak_ext.store.base.shard_rows", lambda width: 8)
+    attributor(tmp_path / "whole").fit(data())
+    other(tmp_path / "other", "an attribute").fit(data())
+    for after in (1, 2):  # a journal, and a shard
+
+        class Stopped:
+            def __iter__(self, after=after):
+                yield from data()[:after]
+                raise KeyboardInterrupt
+
+        store = tmp_path / str(after)
+        with pytest.raises(KeyboardInterrupt):
+            attributor(store).fit(Stopped())
+        (store / NAME).unlink()
+        with pytest.raises(StoreError, match="other data in samples 0"):
+            attributor(store).fit([(x + 1, y) for x, y in data()])
+        assert not (store / NAME).exists()
+        attributor(store).fit(data())
+        assert contents_by_name(store) == contents_by_name(tmp_path / "whole")
+    shard = "checkpoint-0000/features-000000000000.safetensors"
+    shutil.rmtree(tmp_path / "2" / "checkpoint-0001")
+    for path in (tmp_path / "2" / "checkpoint-0000").iterdir():
+        path.unlink()
+    (tmp_path / "2" / shard).write_bytes((tmp_path / "other" / shard).read_bytes())
+    with pytest.raises(StoreError, match=rf"that the fit of checkpoint 0 gave .*{shard}"):
+        attributor(tmp_path / "2").fit(data())
+    assert not (tmp_path / "2" / NAME).exists()
+
+
+def contents_by_name(store):
+    return {path.relative_to(store): data for path, data in contents(store).items()}
 
 
 @pytest.mark.parametrize("deleted", [["probe"], ["probe", "features-000000000000"]])

@@ -170,7 +170,7 @@ def test_a_store_serves_any_estimator(first, tmp_path):
     names = {path.name for path in (tmp_path / "checkpoint-0001").iterdir()}
     assert names == {
         "features-000000000000.safetensors", "finished.safetensors", "kernel-plain.safetensors",
-        "kernel-own.safetensors", "kernel-mean-0002.safetensors",
+        "kernel-own.safetensors", "kernel-mean-0002.safetensors", "probe.safetensors",
     }  # fmt: skip
 
 

@@ -71,12 +71,16 @@ class Deadly:
             yield batch
 
 
+def _is_record(path):
+    return path.endswith(".tmp") and "owner.json" not in path
+
+
 def kill_in(name, fatal):
     """Let call number `fatal` of a function of os on a file kill the process."""
     original, left = getattr(os, name), [fatal]
 
     def deadly(*args, **kwargs):
-        if name == "fsync" and os.readlink(f"/proc/self/fd/{args[0]}").endswith(".tmp"):
+        if name == "fsync" and _is_record(os.readlink(f"/proc/self/fd/{args[0]}")):
             left[0] -= 1
             if left[0] < 0:
                 os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -185,6 +186,82 @@ def test_signs_of_life(tmp_path, monkeypatch):
         while file.stat().st_mtime == 0 and time.monotonic() < limit:
             time.sleep(0.01)
         assert file.stat().st_mtime > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_killed_while_it_took_over_is_taken_over_from(tmp_path, depth, replaced):
+    gone = {"pid": 2**22 + 5, "process": "1"}
+    said = left_behind(tmp_path, **gone)
+    for _ in range(depth):
+        claim = tmp_path / f"owner.json.{said['mark']}.taken"
+        said = {**json.loads(Owner(tmp_path)._text()), **gone}
+        claim.write_text(json.dumps(said))
+    if replaced:
+        (tmp_path / "owner.json").write_text(json.dumps(said))
+    attributor(tmp_path).fit(data())
+    assert not list(tmp_path.glob("owner*"))
+    left_behind(tmp_path, **gone, mark="m")
+    living = left_behind(tmp_path, mark="living")
+    (tmp_path / "owner.json.m.taken").write_text(json.dumps(living))
+    left_behind(tmp_path, **gone, mark="m")
+    with pytest.raises(StoreError, match=r"owner\.json\.m\.taken. if it is gone"):
+        attributor(tmp_path).fit(data())
+
+
+def test_a_disk_without_links_will_do(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    attributor(tmp_path).fit(data())
+    with Owner(tmp_path).hold(), pytest.raises(StoreError, match=REFUSED):
+        attributor(tmp_path).fit(data())
+    assert not list(tmp_path.glob("owner*"))
+
+
+def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(OSError, match=r"^store: expected to write .*owner\.json.*, got No space"):
+        attributor(tmp_path / "store").fit(data())
+    assert not list(tmp_path.iterdir())
+
+
+def _fit_with_others(folder, barrier, results):
+    torch.set_num_threads(1)
+    made = attributor(folder)
+    barrier.wait()
+    try:
+        results.put(made.fit(data()))
+    except Exception as error:
+        results.put(f"{type(error).__name__}: {error}")
+
+
+def test_runs_of_one_token_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("trak_ext.store.base.shard_rows", lambda width: 4)
+    monkeypatch.setattr("trak_ext.attribution.fitting.JOURNAL_SECONDS", 0)
+    torch.set_num_threads(1)
+    attributor(tmp_path / "alone").fit(data())
+    monkeypatch.setenv(TOKEN_VARIABLE, "job 7")
+    context = multiprocessing.get_context("fork")
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        barrier, results = context.Barrier(3), context.Queue()
+        arguments = (folder, barrier, results)
+        runs = [context.Process(target=_fit_with_others, args=arguments) for _ in range(3)]
+        for run in runs:
+            run.start()
+        assert [results.get(timeout=60) for _ in runs] == [None] * 3
+        for run in runs:
+            run.join()
+        files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*") if p.is_file()}
+        alone = tmp_path / "alone"
+        assert files == {
+            p.relative_to(alone): p.read_bytes() for p in alone.rglob("*.*") if p.is_file()
+        }
 
 
 def _contend(folder, barrier, results):

@@ -253,6 +253,8 @@ class Attributor:
         Raises:
             ValueError: before `fit`; targets with NaN or Inf (named); a kernel matrix that is not
                 positive definite (names damping).
+            StoreError: a damaged file (named); an addition that was begun and is not finished; a
+                model or task that gives something else for the probe than when it was fitted.
         """
         loaders.check_loader("test_loader", test_loader, len(self._checkpoints))
         largest = _check.flag("largest", largest)
@@ -436,7 +438,7 @@ def _versions(model: nn.Module) -> dict[str, str]:
     from .. import __version__
 
     versions = {
-        "python": platform.python_version(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "trak_ext": __version__,

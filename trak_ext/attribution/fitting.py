@@ -159,17 +159,17 @@ class _CheckpointFit:
                 found = store.read_probe(m, addition, summary.probe)
                 if found is None:
                     raise store.missing(m, probe_name(addition))
-                self._check(found, addition)
+                self._check(found, probe_name(addition))
                 return addition, found
         vouched = None if self._finished is None else self._finished.probe
         found = store.read_probe(m, self._addition, vouched)
         if found is not None:
-            self._check(found, self._addition)
+            self._check(found, probe_name(self._addition))
         return self._addition, found
 
-    def _check(self, probe: Probe, addition: int) -> None:
+    def _check(self, probe: Probe, name: str) -> None:
         if self._fitter.probe:
-            where = self._store.where(self._m, probe_name(addition))
+            where = self._store.where(self._m, name)
             args = (self._weights, self._m, self._tensors(), self._fitter.device, where)
             probes.check(probe, self._fitter.features, *args)
 
@@ -199,10 +199,10 @@ class _CheckpointFit:
                 raise changed_data("train_loader", start, count)
             if known is not None and count > known.num_samples:
                 raise other_count(f"{count} or more", known.num_samples)
-            if start % rows == 0:
-                self._begin_shard(start)
             if start == 0 and self._probe is None:
                 self._first = probes.first_samples(segment)
+            if start % rows == 0:
+                self._begin_shard(start)
             if self._stored is not None:
                 self._builder.note_data(segment.batch, segment.ids)
                 self._bar.advance(count - start)
@@ -247,10 +247,8 @@ class _CheckpointFit:
 
     def _compare_origin(self, shard: Shard, name: str) -> None:
         """Refuse features that were made with another context or probe than the store has."""
-        if self._probe is None and self._finished is not None:
-            return  # it is vouched for, and the probe is made of it again
-        if self._probe is None and shard.origin != self._origin():
-            raise self._store.missing(self._m, probe_name(self._probe_addition))
+        if self._first is not None:
+            return  # the probe is not there: it is made of these features again
         if shard.origin != self._origin():
             raise StoreError(
                 f"store: expected features of the run that began the store in "
@@ -296,6 +294,9 @@ class _CheckpointFit:
             name = shard_name(self._addition, builder.start, "journal")
             where = f" of {self._store.where(self._m, name)} (or delete it)"
             raise other_data(builder.start, builder.start + self._journal_rows, where)
+        if self._first is not None:
+            name = shard_name(self._addition, builder.start, "journal")
+            self._make_probe_again(self._journal, name)
         builder.take(self._journal)
         self._journal = None
         self.kept = builder.start + builder.count
@@ -342,8 +343,8 @@ class _CheckpointFit:
             raise other_data(builder.start, stop)
         if shard is None:
             shard = self._write_shard(builder.finish("train_loader", self._origin()), index)
-        if self._first is not None and builder.start == 0:
-            self._make_probe_again(shard)
+        if self._first is not None:
+            self._make_probe_again(shard, shard_name(self._addition, builder.start))
         self._shards.append(shard._replace(features=shard.features[:0]))
         self.kept, self._written = stop, time.monotonic()
 
@@ -352,6 +353,7 @@ class _CheckpointFit:
         theirs = self._read(start)  # a run that shares the store may have been faster
         if theirs is not None and theirs.data_digest == shard.data_digest:
             self._compare_origin(theirs, shard_name(addition, start))
+            store.remove_journal(m, start, addition)
             return theirs
         digest = store.write(m, start, shard, addition)
         if self._finished is not None and digest != self._finished.shards[index]:
@@ -360,13 +362,19 @@ class _CheckpointFit:
         store.remove_journal(m, start, addition)
         return shard._replace(digest=digest)
 
-    def _make_probe_again(self, shard: Shard) -> None:
-        """Make the probe that the checkpoint summary vouches for from the first shard."""
+    def _make_probe_again(self, shard: Shard, name: str) -> None:
+        """Make a probe that is not there from the first shard's features, which must be its."""
         self._write_probe(shard, self._first)
-        assert self._finished is not None, "else the shard is refused, or the probe comes with it"
-        if self._probe is not None and self._probe.digest != self._finished.probe:
+        vouched = None if self._finished is None else self._finished.probe
+        assert self._probe is not None, "written just now"
+        try:
+            if vouched not in (None, self._probe.digest):
+                raise self._other_bits(probe_name(self._addition))
+            self._compare_origin(shard, name)
+            self._check(self._probe, name)
+        except StoreError:
             self._store.remove(self._m, probe_name(self._addition))
-            raise self._other_bits(probe_name(self._addition))
+            raise
 
     def _other_bits(self, name: str) -> StoreError:
         return StoreError(

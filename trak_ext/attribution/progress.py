@@ -6,7 +6,6 @@ import sys
 from types import TracebackType
 
 from tqdm.auto import tqdm
-from tqdm.std import tqdm as terminal_bar
 
 
 class Progress:
@@ -60,9 +59,7 @@ class Progress:
 
 
 def _in_notebook() -> bool:
-    return not issubclass(tqdm, terminal_bar) or "tqdm.notebook" in {
-        kind.__module__ for kind in tqdm.__mro__
-    }
+    return any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
 
 
 def _on_terminal() -> bool:

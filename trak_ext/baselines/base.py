@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import _check
 from ..attribution.features import changed_data, not_finite, on_device, prepare_context
+from ..attribution.progress import Progress
 from ..gradients import GradientComputer, ParameterChoice
 from ..inputs import loaders
 from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device
@@ -201,15 +201,15 @@ class Baseline(ABC):
 
     def _samples(self, name: str, loader: Iterable[Any], label: str, *, training: bool) -> Samples:
         """Return the features of all of a loader's samples for each checkpoint, and their ids."""
-        count = loaders.num_samples(loader)
-        total = None if count is None else count * len(self._checkpoints)
+        count, checkpoints = loaders.num_samples(loader), len(self._checkpoints)
         features: list[Features] = []
         ids: list[SampleId] = []
         passes = _Passes(name)
         if training:
             self._contexts = []
-        with tqdm(total=total, desc=label, unit=" samples", disable=not self._progress) as bar:
-            for m in range(len(self._checkpoints)):
+        with Progress(label, checkpoints, count, self._progress) as bar:
+            for m in range(checkpoints):
+                bar.begin(m)
                 weights = self._checkpoints.load(m, self.device)
                 if training:
                     self._contexts.append(self._prepared(m, weights, loader, passes))
@@ -226,7 +226,7 @@ class Baseline(ABC):
                         index.fill_(-1)
                     for part in self._features(weights, m, batch, context, index):
                         parts.append(Features(*(x.float().cpu() for x in part)))
-                    bar.update(stop - start)
+                        bar.advance(len(parts[-1].rows))
                 passes.compare(digest.hexdigest(), stop)
                 features.append(_joined(name, parts))
         return Samples(features, ids or None)

@@ -154,7 +154,8 @@ def train_models(
     gradients = vmap(grad(loss))
     num_steps = epochs * math.ceil(subsets.shape[1] / batch_size)
     schedule = [0.5 * lr * (1.0 + math.cos(math.pi * s / num_steps)) for s in range(num_steps)]
-    bar = tqdm(total=len(subsets) * epochs, desc=description, unit=" epochs", disable=not progress)
+    hidden = None if progress else True  # None: where stderr is no terminal
+    bar = tqdm(total=len(subsets) * epochs, desc=description, unit=" epochs", disable=hidden)
 
     def train_together(subsets: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Train as many models in step with each other as there are rows."""

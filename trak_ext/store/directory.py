@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ FORMAT_VERSION = 3
 
 # What a manifest says beside settings.
 _STATE = ("additions", "agreed", "digest", "shard_rows", "versions")
+
+_SETTLED = 0.1  # seconds after which another run's write of the manifest is seen
 
 _RECORD = (
     r"(features-\d{12}|journal-\d{12}|finished|context|probe|kernel-(plain|own|mean-\d{4}))"
@@ -100,7 +103,7 @@ class DirectoryStore(Store):
             compare_settings(self._settings, made, self.manifest)
             self._take_on(found)
             self._warn_of_versions()
-        if create and not (self._owner is not None and self._owner.joined):
+        if create and not (self._owner is not None and self._owner.shared):
             self._clear_temporaries()
 
     def _take_on(self, manifest: dict[str, Any]) -> None:
@@ -258,8 +261,19 @@ class DirectoryStore(Store):
         return summaries[checkpoint] if checkpoint < len(summaries) else None
 
     def finish(self, checkpoint: int, addition: int, data: KnownData, digest: str) -> None:
-        """Vouch for a checkpoint's summary in the manifest."""
-        written = self._read_manifest()  # another run of this token may have finished one
+        """Vouch for a checkpoint's summary."""
+        while self.finished(checkpoint, addition) != digest:
+            self._finish(checkpoint, addition, data, digest)
+            if self._owner is None or not self._owner.shared:
+                break
+            # Another run of this token may have written what it had read before.
+            time.sleep(_SETTLED)
+            written = self._read_manifest()
+            if written is not None:
+                self._take_on(written)
+
+    def _finish(self, checkpoint: int, addition: int, data: KnownData, digest: str) -> None:
+        written = self._read_manifest()
         if written is not None:
             self._take_on(written)
         additions = self._additions
@@ -268,8 +282,8 @@ class DirectoryStore(Store):
         entry = additions[addition]
         if any(entry["summaries"]) and entry["data"] != data.data_digests:
             raise StoreError(
-                f"store: expected the data that {self.manifest} vouches for, got other "
-                "data (use another folder)"
+                f"store: expected the data that {self.manifest} vouches for, got other data (use "
+                "another folder)"
             )
         entry["samples"], entry["data"] = data
         summaries = entry["summaries"]

@@ -184,19 +184,19 @@ def _complete(
         begun = addition < store.begun()
         raise StoreError(
             f"Attributor is not fitted: call {call} first"
-            + (f" (it was begun and is not finished in the {store})" if begun else "")
+            + (f" (it was begun, and is not finished in {store.manifest})" if begun else "")
         )
     if len(done) < len(found):
         missing = next(m for m, summary in enumerate(found) if summary is None)
         raise StoreError(
             f"Attributor is not fitted for all {len(found)} checkpoints: call {call} first (the "
-            f"store has no finished features of checkpoint {missing}, in the {store})"
+            f"store has no finished features of checkpoint {missing} in {store.manifest})"
         )
     if any(summary.data_digests != done[0].data_digests for summary in done):
         raise StoreError(
             "store: expected the same data for every checkpoint"
             + (f" in addition {addition}" if addition else "")
-            + f", got {[summary.num_samples for summary in done]} samples by checkpoint in the "
-            + f"{store}"
+            + f", got {[summary.num_samples for summary in done]} samples by checkpoint in "
+            + store.manifest
         )
     return done

@@ -13,6 +13,7 @@ from one that sleeps: the file must be deleted by hand, as the error says, or th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -31,6 +32,7 @@ TOKEN_VARIABLE = "TRAK_EXT_STORE_TOKEN"
 NAME = "owner.json"
 HEARTBEAT = 15.0  # seconds between signs of life: the file's time of change
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -41,10 +43,9 @@ class Owner:
         self._folder = folder
         self._path = folder / NAME
         given = os.environ.get(TOKEN_VARIABLE)
-        self._shared = bool(given)
+        self.shared = bool(given)  # whether other runs may write, too
         self._token = given or secrets.token_hex(16)
         self._mark = secrets.token_hex(8)  # of this process, whatever the token
-        self.joined = False  # whether another run of this token had the store already
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -72,7 +73,7 @@ class Owner:
     def check(self) -> None:
         """Refuse to write on where another run has taken the store, or the file was deleted."""
         found = _read(self._path)
-        if found is None and self._shared and self._create(self._path):
+        if found is None and self.shared and self._create(self._path):
             return  # the run that made the file has ended, this one goes on
         if found is None or found.get("token") != self._token:
             raise StoreError(
@@ -86,55 +87,92 @@ class Owner:
     def _take(self) -> None:
         for _ in range(3):  # its owner may end between two looks
             if self._create(self._path):
+                self._clear_claims()
                 return
             found = _read(self._path)
             if found is None:
                 continue
-            if self._shared and found.get("token") == self._token:
-                self.joined = not _is_gone(found)
-                if self.joined:
+            if self.shared and found.get("token") == self._token:
+                if not _is_gone(found):
                     return
-            if not _is_gone(found):
+            elif not _is_gone(found):
                 raise self._refusal(found)
             if self._replace(found):
+                self._clear_claims()
                 return
         found = _read(self._path)
         raise self._refusal(found or {})
 
     def _replace(self, gone: dict[str, Any]) -> bool:
-        """Take over from a run that is gone; False where the owner is another by now."""
-        claim = self._folder / f"{NAME}.{gone.get('mark')}.taken"
-        if not self._create(claim):
+        """Take over from a run that is gone; False where the owner is another by now.
+
+        Who does is who creates the file named after its mark. A run that was killed in doing so
+        stands in the way as an owner does, and is taken over from in the same way.
+        """
+        claim, last = self._claim(gone), gone
+        while not self._create(claim):
             found = _read(claim)
-            raise self._refusal(found or gone, claim)
+            if found is None:
+                return False
+            if not _is_gone(found):
+                raise self._refusal(found, claim)
+            claim, last = self._claim(found), found
         try:
             if _read(self._path) != gone:
+                return False
+            if last is not gone and _read(self._claim(gone)) is None:
                 return False
             write_whole(self._path, [self._text()])
             return True
         finally:
             claim.unlink(missing_ok=True)
 
+    def _claim(self, gone: dict[str, Any]) -> Path:
+        return self._folder / f"{NAME}.{gone.get('mark')}.taken"
+
+    def _clear_claims(self) -> None:
+        """Delete what runs left that were killed while they took over."""
+        for claim in self._folder.glob(f"{NAME}.*.taken"):
+            found = _read(claim)
+            if found is not None and _is_gone(found):
+                claim.unlink(missing_ok=True)
+
     def _create(self, path: Path) -> bool:
         """Create a file that says who this run is; False where there is one."""
+        try:
+            try:
+                return self._link(path)
+            except FileExistsError:
+                return False
+            except (NotImplementedError, OSError) as error:
+                if getattr(error, "errno", None) in _NO_ROOM:
+                    raise
+            return self._create_then_write(path)  # a disk without links
+        except OSError as error:
+            sentence = f"store: expected to write {str(path)!r}, got {error.strerror or error}"
+            raise with_name(error, sentence) from error
+
+    def _link(self, path: Path) -> bool:
+        """Give a file that says all a name that must not exist."""
+        temporary = path.with_name(f"{NAME}.{secrets.token_hex(8)}.tmp")
+        try:
+            self._create_then_write(temporary)
+            os.link(temporary, path, follow_symlinks=False)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def _create_then_write(self, path: Path) -> bool:
         try:
             descriptor = os.open(path, _EXCLUSIVE, 0o666)
         except FileExistsError:
             return False
-        except OSError as error:
-            raise with_name(
-                error,
-                f"store: expected a folder that can be written to in {str(self._folder)!r}, got "
-                f"{error.strerror}",
-            ) from error
         try:
             os.write(descriptor, self._text())
             os.fsync(descriptor)
-        except OSError as error:
+        except OSError:
             path.unlink(missing_ok=True)
-            raise with_name(
-                error, f"store: expected to write {str(path)!r}, got {error.strerror}"
-            ) from error
+            raise
         finally:
             os.close(descriptor)
         return True
