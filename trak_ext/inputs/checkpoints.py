@@ -73,7 +73,8 @@ class Checkpoints:
                 f"{name}: expected a state dict, got a mapping that has one as {inside[0]!r} "
                 f"(give checkpoint[{inside[0]!r}])"
             )
-        state = without_prefixes(state, expected)
+        if not state.keys() <= expected.keys():
+            state = without_prefixes(state, expected)
         for key, value in [*state.items(), *self._model.named_buffers()]:
             given = state.get(key, value)
             if isinstance(given, Tensor) and given.is_meta:

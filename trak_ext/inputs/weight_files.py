@@ -61,7 +61,7 @@ def without_prefixes(state: Mapping[str, Any], expected: Collection[str]) -> Map
     "module." of DataParallel, "_orig_mod." of torch.compile, and one name that all begin with, such
     as the "model." of a training framework's module.
     """
-    if set(state) <= set(expected) or not all(isinstance(key, str) for key in state):
+    if not all(isinstance(key, str) for key in state):
         return state
     plain = {re.sub(r"(^|\.)(_orig_mod\.)+", r"\1", key): key for key in state}
     while not set(plain) <= set(expected) and all(key.startswith("module.") for key in plain):
