@@ -105,6 +105,13 @@ def test_ctrl_c_says_what_was_kept_and_the_rest_is_computed(tmp_path, fitted, mo
     assert all(again[name] == fitted[name] for name in kept if "kernel" not in name)
 
 
+def test_a_run_that_is_given_no_chunk_size_takes_the_stores(tmp_path, fitted):
+    with pytest.raises(KeyboardInterrupt):
+        attributor(tmp_path, chunk_size=CHUNK).fit(Stopped(setting()[2], 3))
+    attributor(tmp_path).fit(batches(setting()[2]))
+    assert contents(tmp_path) == fitted
+
+
 def test_ctrl_c_with_one_checkpoint_and_in_memory(tmp_path):
     x, y = setting()[2]
     options = {"checkpoints": setting()[1][:1], "chunk_size": CHUNK}
