@@ -12,6 +12,7 @@ import trak_ext
 from trak_ext import _C, cli
 from trak_ext.known_answers import quick, report, thorough
 from trak_ext.known_answers.cpu import CpuKernels
+from trak_ext.known_answers.kernels import is_sparse
 
 NO_GPU = report._missing_gpu() is not None
 
@@ -51,8 +52,10 @@ def test_a_machine_without_a_gpu_says_so(quick_cases, capsys):
 def test_a_wrong_answer_is_named_and_fails_the_command(quick_cases, monkeypatch, capsys):
     right = CpuKernels.project
 
-    def forgets_the_last_parameter(self, path, grads, *rest):
-        right(self, path, [(grad[:, :-1], offset) for grad, offset in grads], *rest)
+    def forgets_the_last_parameter(self, matrix, path, grads, *rest, **how):
+        if not is_sparse(matrix):
+            grads = [(grad[:, :-1], offset) for grad, offset in grads]
+        right(self, matrix, path, grads, *rest, **how)
 
     monkeypatch.setattr(CpuKernels, "project", forgets_the_last_parameter)
     assert cli.main(["selftest", "--device", "cpu"]) == 1
@@ -70,10 +73,10 @@ def test_a_wrong_answer_is_named_and_fails_the_command(quick_cases, monkeypatch,
 def test_a_call_that_raises_hides_no_other(quick_cases, monkeypatch):
     right = CpuKernels.project
 
-    def raises_for_many_rows(self, path, grads, out, *rest):
+    def raises_for_many_rows(self, matrix, path, grads, out, *rest, **how):
         if len(out) > 20:
             raise RuntimeError("too many\nrows")
-        right(self, path, grads, out, *rest)
+        right(self, matrix, path, grads, out, *rest, **how)
 
     monkeypatch.setattr(CpuKernels, "project", raises_for_many_rows)
     found = trak_ext.selftest("cpu")

@@ -198,10 +198,10 @@ def test_an_output_without_parameters_has_zero_gradients(one_by_one):
     task = Task("constant", lambda model, batch: batch[0].sum(1))
     computer = GradientComputer(mlp(), task)
     computer._one_by_one = one_by_one
-    x = torch.randn(3, 5)
-    grads, f = collect(computer, {}, (x, torch.zeros(3)))
+    x = torch.randn(1, 5)
+    grads, f = collect(computer, {}, (x, torch.zeros(1)))
     assert all(not grad.any() for grad in grads.values())
-    assert all(grad.shape == (3, *computer.shapes[name]) for name, grad in grads.items())
+    assert all(grad.shape == (1, *computer.shapes[name]) for name, grad in grads.items())
     torch.testing.assert_close(f, x.sum(1))
 
 

@@ -95,8 +95,8 @@ def kill_in(name, fatal):
     setattr(os, name, deadly)
 
 
-# Files are written in this order: manifest, probe, three shards and the summary of checkpoint 0, the
-# manifest that vouches for it, the same of checkpoint 1, two kernels.
+# Files are written in this order: manifest, probe, three shards and the summary of checkpoint 0,
+# the manifest that vouches for it, the same of checkpoint 1, two kernels.
 MOMENTS = {
     "before anything": ("loader", 0),
     "in the first shard": ("loader", 1),

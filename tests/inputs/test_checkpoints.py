@@ -139,8 +139,12 @@ def without(name):
 BAD = {
     "missing": (without("0.bias"), r"1 missing \(0\.bias\) and 0 unknown"),
     "unknown": ({**state_of(1), "3.bias": torch.zeros(2)}, r"0 missing \(\) and 1 unknown"),
-    "prefixed": ({f"module.{k}": v for k, v in state_of(1).items()}, r"9 missing .* 9 unknown"),
-    "wrapped": ({"state_dict": state_of(1), "epoch": 3}, r"9 missing .*unknown \(state_dict, epo"),
+    "prefixed": ({f"a.b.{k}": v for k, v in state_of(1).items()}, r"9 missing .* 9 unknown"),
+    "half prefixed": (
+        {f"module.{k}" if "0." in k else k: v for k, v in state_of(1).items()},
+        " mi",
+    ),
+    "wrapped": ({"weights": state_of(1), "epoch": 3}, r"9 missing .*unknown \(weights, epoch"),
     "shape": (
         {**state_of(1), "0.bias": torch.zeros(5)},
         r"expected 0\.bias of shape \[4\], got \[5\]",
@@ -202,7 +206,7 @@ def test_a_file_with_a_list_is_refused(tmp_path):
         Checkpoints(net(), [tmp_path / "list.pt"])
 
 
-@pytest.mark.parametrize("name", ["none.pt", ""])
+@pytest.mark.parametrize("name", ["none.pt", "none/none.pt"])
 def test_a_path_without_a_file_is_refused(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=r"^checkpoints\[0\]: expected a file, got none at"):
         Checkpoints(net(), [tmp_path / name])

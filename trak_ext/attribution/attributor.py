@@ -398,7 +398,8 @@ class Attributor:
         prepared = self._check_probe(m, weights, fitted)
         context = prepared if features.gradients.task.prepare is not None else None
         targets = ShardBuilder(0, features.width)
-        for segment in loaders.segments(loader, self.device, 2**62):
+        ids_as = features.gradients.task.ids_as
+        for segment in loaders.segments(loader, self.device, 2**62, ids_as):
             targets.note_data(segment.batch, segment.ids)
             with closing(features(weights, segment, m, context)) as chunks:
                 for gradients, made in chunks:

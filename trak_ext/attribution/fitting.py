@@ -192,7 +192,8 @@ class _CheckpointFit:
         fitter, rows, context = self._fitter, self._fitter.rows, self._tensors()
         known, expected, store = fitter.known, fitter.digests, self._store
         count = 0
-        for segment in loaders.segments(loader, fitter.device, rows):
+        ids_as = fitter.features.gradients.task.ids_as
+        for segment in loaders.segments(loader, fitter.device, rows, ids_as):
             start, count = segment.start, segment.stop
             if expected is not None and start // rows >= len(expected):
                 raise changed_data("train_loader", start, count)

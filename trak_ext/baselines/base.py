@@ -216,7 +216,8 @@ class Baseline(ABC):
                 context = on_device(self._contexts[m], self.device)
                 digest, stop = SampleDigest(), 0
                 parts: list[Features] = []
-                for start, stop, batch, own in loaders.segments(loader, self.device, 2**62):
+                segments = loaders.segments(loader, self.device, 2**62, self.task.ids_as)
+                for start, stop, batch, own in segments:
                     digest.add(batch, own)
                     if m == 0:
                         ids.extend(own or [])

@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from .. import _check
-from ..inputs.loaders import batch_size, batch_tensors, map_tensors
+from ..inputs.loaders import (
+    batch_size,
+    batch_tensors,
+    in_containers,
+    map_tensors,
+    plain_containers,
+)
 from ..tasks import ModelOutput, Task
+from ..tasks.core import naming_faults
 from .functional import EvalMode, computing, old_transformers, weights_in_place
 from .memory import PeakBytes, free_bytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
 _PROBED = 2  # samples that every checkpoint's first gradients are computed of twice
+_ZEROS = 2  # samples whose gradients may not all be zero
 _REPEATED = {"rtol": 1e-5, "atol": 1e-6}  # of f, Q and R on a second call
 
 LARGEST = 256
@@ -91,6 +99,8 @@ class GradientComputer:
         self._mode: EvalMode | None = None
         self._written: set[str] | None = None  # weights that the forward writes to, once known
         self._probed: weakref.ref[Tensor] | None = None
+        # Samples of this checkpoint whose gradients were all zero; None once one was not.
+        self._nothing_yet: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mode": None, "_probed": None}
@@ -166,6 +176,7 @@ class GradientComputer:
             if part is None:
                 size = self._chunk_size.halve(stop - start)
                 continue
+            self._explain(given, samples, start, part)
             yield part
             start = stop
 
@@ -185,6 +196,26 @@ class GradientComputer:
         if budget is not None:
             self._chunk_size.use_budget(budget)
 
+    def _explain(self, weights: _Weights, samples: Any, start: int, part: SampleGradients) -> None:
+        """Say why outputs are NaN, where the task can tell, or all gradients zero."""
+        finite = torch.stack([torch.isfinite(figure) for figure in part[1:]]).all(0)
+        if not bool(finite.all()):
+            chunk = _rows(samples, start, start + len(finite))
+            with self._alone(weights, chunk) as (batch, positions), naming_faults():
+                self.task(self.model, batch, weights.context, positions)
+        if self._nothing_yet is None:
+            return
+        if any(bool(grad.any()) for grad in part.grads.values()):  # NaN too
+            self._nothing_yet = None
+            return
+        self._nothing_yet += len(part.output)
+        if self._nothing_yet >= _ZEROS:
+            raise ValueError(
+                f"task {self.task.name!r}: expected gradients, got zero for every parameter of the "
+                f"first {self._nothing_yet} samples (does f use the model that it is given, "
+                "without detach()?)"
+            )
+
     def outputs(
         self,
         weights: Mapping[str, Tensor],
@@ -195,10 +226,15 @@ class GradientComputer:
         """Return f, Q and R of a whole batch at once; arguments as for a call."""
         samples = (batch, self._positions(index, batch))
         given = self._weights(weights, context, samples[1].device)
-        owned = self._fresh({**given.constant, **given.chosen})
-        with self._computing(), weights_in_place(self.model, owned), torch.no_grad():
-            copy, positions = map_tensors(torch.clone, samples)
+        with self._alone(given, samples) as (copy, positions):
             return self.task(self.model, copy, given.context, positions)
+
+    @contextmanager
+    def _alone(self, weights: _Weights, samples: Any) -> Iterator[Any]:
+        """Have the model hold weights without gradients, and yield a copy of samples for it."""
+        owned = self._fresh({**weights.constant, **weights.chosen})
+        with self._computing(), weights_in_place(self.model, owned), torch.no_grad():
+            yield map_tensors(torch.clone, samples)
 
     def sample_bytes(
         self,
@@ -231,8 +267,13 @@ class GradientComputer:
         given = self.model.get_parameter(self.names[0]) if given is None else given
         if self._probed is not None and self._probed() is given:
             return
+        self._nothing_yet = 0
+        few = _rows(samples, 0, min(_PROBED, self.chunk_size or _PROBED))
+        if self.task.check is not None:
+            with self._alone(weights, few) as (batch, _):
+                self.task.check(self.model, batch)
         try:
-            self._compare(weights, _rows(samples, 0, min(_PROBED, self.chunk_size or _PROBED)))
+            self._compare(weights, few)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -339,15 +380,17 @@ class GradientComputer:
         others: tuple[dict[str, Tensor], dict[str, Tensor]],
         sample: Any,
         held: ExitStack,
+        batch: Any,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return f of a sample (tensors without a batch dimension), and (f, Q, R).
 
-        The weights stay in the model until `held` is closed, after the backward pass.
+        The weights stay in the model until `held` is closed, after the backward pass. `batch` says
+        what containers the task gets.
         """
         constant, context = others
         held.enter_context(weights_in_place(self.model, {**constant, **chosen}))
-        batch, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
-        output = self.task(self.model, batch, context, index)
+        plain, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
+        output = self.task(self.model, in_containers(plain, batch), context, index)
         if output.output.numel() != 1:
             raise ValueError(
                 f"task {self.task.name!r}: expected one output for one sample, "
@@ -379,18 +422,17 @@ class GradientComputer:
     def _vmap(self, weights: _Weights, chunk: Any) -> SampleGradients:
         others = (self._fresh(weights.constant), weights.context)
         with ExitStack() as held:
-            gradient = vmap(
-                grad(partial(self._output, held=held), has_aux=True), in_dims=(None, None, 0)
-            )
-            grads, (f, q, r) = gradient(
-                self._fresh(weights.chosen), others, map_tensors(torch.clone, chunk)
-            )
+            output = partial(self._output, held=held, batch=chunk[0])
+            gradient = vmap(grad(output, has_aux=True), in_dims=(None, None, 0))
+            samples = plain_containers(map_tensors(torch.clone, chunk))
+            grads, (f, q, r) = gradient(self._fresh(weights.chosen), others, samples)
         return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
 
     def _loop(self, weights: _Weights, chunk: Any) -> SampleGradients:
         rows: list[list[Tensor]] = []
         outputs = []
-        chunk = map_tensors(torch.clone, chunk)
+        batch = chunk[0]
+        chunk = plain_containers(map_tensors(torch.clone, chunk))
         for i in range(batch_size(chunk)):
             leaves = {
                 name: tensor.detach().requires_grad_()
@@ -400,7 +442,7 @@ class GradientComputer:
             sample = map_tensors(lambda tensor, i=i: tensor[i], chunk)  # type: ignore[misc]
             random_state = torch.get_rng_state()
             with ExitStack() as held, torch.enable_grad(), _whole_gradients():
-                f, output = self._output(leaves, others, sample, held)
+                f, output = self._output(leaves, others, sample, held, batch)
                 if not torch.equal(torch.get_rng_state(), random_state):
                     raise RuntimeError(_RANDOM_MODEL)
                 try:

@@ -254,7 +254,7 @@ def _restore(before: list[tuple[Any, dict[str, Any]]]) -> None:
 
 @contextmanager
 def _whole_masks() -> Iterator[None]:
-    """Have Hugging Face's eager masks made in full, whatever they mask."""
+    """Have Hugging Face's eager masks made in full, whatever they mask, with no row of nothing."""
     try:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
     except ImportError:  # before 4.53 models made their masks themselves
@@ -263,7 +263,12 @@ def _whole_masks() -> Iterator[None]:
     make_mask = MASKS["eager"]
 
     def make_whole_mask(*args: Any, **kwargs: Any) -> Any:
-        return make_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+        mask = make_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+        if isinstance(mask, Tensor) and mask.is_floating_point():
+            # A token of padding on the left may look at nothing, which in fp64 is NaN for all that
+            # look at it with a weight of zero. What it sees instead counts for nobody.
+            mask = torch.where((mask < 0).all(-1, keepdim=True), 0, mask)
+        return mask
 
     MASKS["eager"] = make_whole_mask
     try:

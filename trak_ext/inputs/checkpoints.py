@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .loaders import tensor_bytes
+from .weight_files import WRAPPERS, read_weights, same_values, without_prefixes
 
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
 
@@ -21,8 +22,7 @@ class Checkpoints:
 
     Args:
         model: Says which names and shapes a checkpoint has.
-        sources: State dicts, or paths to safetensors files or to what `torch.save` wrote of a state
-            dict (loaded with weights_only=True). None for the model as it is.
+        sources: State dicts, or paths, see `read_weights`. None for the model as it is.
     """
 
     def __init__(self, model: nn.Module, sources: Sequence[Checkpoint] | None) -> None:
@@ -62,31 +62,19 @@ class Checkpoints:
                 f"{name}: expected a state dict or a path, got a {type(source).__name__}"
                 + (" (give its state_dict())" if isinstance(source, nn.Module) else "")
             )
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"{name}: expected a file, got none at {str(path)!r}")
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                loaded: Any = load_file(path)
-            else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-            raise ValueError(
-                f"{name}: expected safetensors or a state dict of tensors alone in {str(path)!r}, "
-                f"got a file that does not load ({reason})"
-            ) from error
-        if not isinstance(loaded, Mapping):
-            raise ValueError(
-                f"{name}: expected a state dict in {str(path)!r}, got a {type(loaded).__name__}"
-            )
-        return self._complete(name, loaded)
+        return self._complete(name, read_weights(name, Path(source), self._model))
 
     def _complete(self, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a checked state of all the model's names; tied names stand for each other."""
         expected = self._model.state_dict()
+        inside = [key for key in WRAPPERS if isinstance(state.get(key), Mapping)]
+        if inside:
+            raise ValueError(
+                f"{name}: expected a state dict, got a mapping that has one as {inside[0]!r} "
+                f"(give checkpoint[{inside[0]!r}])"
+            )
+        if not state.keys() <= expected.keys():
+            state = without_prefixes(state, expected)
         for key, value in [*state.items(), *self._model.named_buffers()]:
             given = state.get(key, value)
             if isinstance(given, Tensor) and given.is_meta:
@@ -117,14 +105,30 @@ class Checkpoints:
                 f"{len(missing)} missing ({', '.join(missing[:3])}) and "
                 f"{len(unknown)} unknown ({', '.join(map(str, unknown[:3]))})"
             )
+        replaced = {
+            key
+            for names in (self._model.named_parameters, self._model.named_buffers)
+            for key, _ in names(remove_duplicate=False)
+        }
         for key, tensor in expected.items():
-            if not isinstance(tensor, Tensor):
-                continue
             found = state[key]
+            if key not in replaced:
+                # Extra state, packed weights, scales: a module keeps them where nobody reaches.
+                if not same_values(found, tensor):
+                    raise ValueError(
+                        f"{name}: expected {key} as the model has it, since it is neither a "
+                        "parameter nor a buffer and cannot be replaced, got another"
+                    )
+                continue
             if not isinstance(found, Tensor) or found.shape != tensor.shape:
                 shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise ValueError(
                     f"{name}: expected {key} of shape {list(tensor.shape)}, got {shape}"
+                )
+            if found.dtype != tensor.dtype:
+                raise ValueError(
+                    f"{name}: expected {key} of {tensor.dtype} as the model has it, got "
+                    f"{found.dtype} (convert the model or the checkpoint: their outputs differ)"
                 )
         return {key: state[key] for key in expected if isinstance(expected[key], Tensor)}
 

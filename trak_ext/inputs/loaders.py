@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
-from .structures import structure_text
+from .. import _check
+from .structures import structure_text, take_apart
 
 SampleId = int | str
 
 ID_KEY = "sample_id"
+
+_HUGGING_FACE_KEYS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -48,11 +57,84 @@ def check_loader(name: str, loader: Any, passes: int) -> None:
                     f"sample's position is its identity, got one with a {type(sampler).__name__}"
                 )
             sampler = getattr(sampler, "sampler", None)
-    if passes > 1 and isinstance(loader, Iterator):
+    if isinstance(loader, Iterator):
+        if passes > 1:
+            raise ValueError(
+                f"{name}: expected an iterable that can be gone over {passes} times (once a "
+                f"checkpoint), got a one-time {type(loader).__name__}"
+            )
+    elif not isinstance(loader, (list, tuple)):
+        _look_twice(name, loader)
+
+
+_MOST_INDICES = 2**20  # of a sampler, that are looked at
+
+
+def _look_twice(name: str, loader: Iterable[Any]) -> None:
+    """Refuse a loader whose order, or first batch, is another one on a second look.
+
+    A data set with positions is not asked for samples: the sampler tells. Generators of random
+    numbers are afterwards where they were.
+    """
+    with _generators_kept(loader):
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+            if _is_sequential(sampler):
+                return
+            looks = [[str(item) for item in islice(sampler, _MOST_INDICES)] for _ in range(2)]
+            if looks[0] != looks[1]:
+                raise ValueError(
+                    f"{name}: expected a loader that keeps the order, since a sample's position is "
+                    f"its identity, got one with a {type(sampler).__name__} that gives another "
+                    "order on a second look (give it a fixed seed, or use shuffle=False)"
+                )
+            return
+        first, again = (_first_batch(loader) for _ in range(2))
+    if first != again:
         raise ValueError(
-            f"{name}: expected an iterable that can be gone over {passes} times (once a "
-            f"checkpoint), got a one-time {type(loader).__name__}"
+            f"{name}: expected an iterable that begins with the same batch every time, got a "
+            f"{type(loader).__name__} that began with another on a second look"
         )
+
+
+def _is_sequential(sampler: Any) -> bool:
+    inner = sampler.sampler if type(sampler) is BatchSampler else sampler
+    return type(inner) is SequentialSampler
+
+
+def _first_batch(loader: Iterable[Any]) -> Any:
+    """Return what tells a loader's first batch from others; None where it is no batch."""
+    for batch in loader:
+        rest, ids = split_ids(batch)
+        try:
+            structure, tensors = take_apart(map_tensors(lambda tensor: tensor, rest))
+        except TypeError:  # is refused by name when it is computed with
+            return None
+        parts = [(str(t.dtype), tuple(t.shape), tensor_bytes(t).tobytes()) for t in tensors]
+        return structure, parts, ids
+    return None
+
+
+@contextmanager
+def _generators_kept(loader: Any) -> Iterator[None]:
+    """Put back the generators that a loader may draw from: the global ones and its samplers'."""
+    holders = [loader]
+    for holder in holders:
+        for key in ("sampler", "batch_sampler"):
+            inner = getattr(holder, key, None)
+            if inner is not None and all(inner is not known for known in holders):
+                holders.append(inner)
+    own = [g for h in holders if isinstance(g := getattr(h, "generator", None), torch.Generator)]
+    states = [generator.get_state() for generator in own]
+    outer = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(outer[0])
+        random.setstate(outer[1])
+        np.random.set_state(outer[2])
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state)
 
 
 def num_samples(loader: Iterable[Any]) -> int | None:
@@ -72,16 +154,22 @@ class Segment(NamedTuple):
     ids: list[SampleId] | None
 
 
-def segments(loader: Iterable[Any], device: torch.device, boundary: int) -> Iterator[Segment]:
+def segments(
+    loader: Iterable[Any], device: torch.device, boundary: int, ids_as: Sequence[Any] = ()
+) -> Iterator[Segment]:
     """Yield samples in order, cut where a sample's number is a multiple of `boundary`.
 
     Batches are cut, never joined: samples of two batches may differ in length. A mapping's
     "sample_id" (a tensor or NumPy array [B], or a list, of strings or integers) is taken out of it.
+
+    Args:
+        ids_as: Other places of ids, where a task uses them for nothing else: keys of a mapping, and
+            2 for the third of a sequence of three.
     """
     position = 0
     with_ids: bool | None = None
     for whole in loader:
-        batch, ids = split_ids(whole)
+        batch, ids = split_ids(_numbers_alone(whole, ids_as), ids_as)
         size = batch_size(batch)
         if size == 0:
             continue
@@ -100,11 +188,19 @@ def segments(loader: Iterable[Any], device: torch.device, boundary: int) -> Iter
             taken += count
 
 
-def split_ids(batch: Any) -> tuple[Any, list[SampleId] | None]:
-    """Return a batch without its ids, and the ids, if it is a mapping that has them."""
-    if not isinstance(batch, Mapping) or ID_KEY not in batch:
+def split_ids(batch: Any, ids_as: Sequence[Any] = ()) -> tuple[Any, list[SampleId] | None]:
+    """Return a batch without its ids, and the ids, if it has them; see `segments`."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 3 and 2 in ids_as:
+        rest: Any = tuple(batch[:2])
+        given = batch[2]
+    elif isinstance(batch, Mapping):
+        key = next((key for key in (ID_KEY, *ids_as) if key in batch), None)
+        if key is None:
+            return batch, None
+        given = batch[key]
+        rest = _like(batch, {name: value for name, value in batch.items() if name != key})
+    else:
         return batch, None
-    given = batch[ID_KEY]
     if isinstance(given, (torch.Tensor, np.ndarray)):
         if given.ndim != 1:
             raise ValueError(f"{ID_KEY}: expected shape [B], got {list(given.shape)}")
@@ -118,7 +214,39 @@ def split_ids(batch: Any) -> tuple[Any, list[SampleId] | None]:
     other = [type(value).__name__ for value in ids if type(value) not in (int, str)]
     if other:
         raise TypeError(f"{ID_KEY}: expected strings or integers, got a {other[0]}")
-    return {key: value for key, value in batch.items() if key != ID_KEY}, ids
+    return rest, ids
+
+
+def _numbers_alone(batch: Any, ids_as: Sequence[Any]) -> Any:
+    """Return a batch of a Hugging Face kind without columns of text, about which it warns.
+
+    Of other batches nothing is left out.
+    """
+    if not isinstance(batch, Mapping) or not (
+        isinstance(batch, UserDict) or any(key in batch for key in _HUGGING_FACE_KEYS)
+    ):
+        return batch
+    kept = {
+        key: value
+        for key, value in batch.items()
+        if key in (ID_KEY, *ids_as) or not _is_text(value)
+    }
+    if len(kept) == len(batch):
+        return batch
+    _check.warn(
+        "trak_ext leaves out the columns of a batch that are no tensors: "
+        f"{', '.join(str(key) for key in batch if key not in kept)}"
+    )
+    return _like(batch, kept)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a column has no numbers: None, strings, or lists and arrays of those."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "OUSV"
+    if isinstance(value, (list, tuple)):
+        return not value or any(_is_text(part) for part in value)
+    return value is None or isinstance(value, (str, bytes))
 
 
 def _plain_id(value: Any) -> Any:
@@ -131,17 +259,57 @@ def _plain_id(value: Any) -> Any:
 # --- batches --------------------------------------------------------------------------------------
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Return a batch (nested tuples, lists and mappings of tensors) with every tensor mapped."""
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any, place: str = "batch") -> Any:
+    """Return a batch (nested tuples, lists and mappings of tensors) with every tensor mapped.
+
+    NumPy arrays are taken as tensors. Named tuples and kin of UserDict (Hugging Face's
+    BatchEncoding) stay what they are, other mappings become dicts and other sequences tuples.
+    `place` is what errors call the batch.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        return function(torch.tensor(batch))
     if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
+        mapped = {
+            key: map_tensors(function, value, f"{place}[{key!r}]") for key, value in batch.items()
+        }
+        return _like(batch, mapped)
     if isinstance(batch, (tuple, list)):
-        return tuple(map_tensors(function, value) for value in batch)
+        parts = [map_tensors(function, v, f"{place}[{i}]") for i, v in enumerate(batch)]
+        return _like(batch, parts)
+    kind = "text" if isinstance(batch, (str, bytes)) else f"a {type(batch).__name__}"
+    if isinstance(batch, np.ndarray):
+        kind = f"an array of {batch.dtype}"
     raise TypeError(
-        f"batch: expected tensors in tuples, lists or mappings, got a {type(batch).__name__}"
+        f"{place}: expected tensors in tuples, lists or mappings, got {kind} (leave it out, or "
+        f"give ids as {ID_KEY!r})"
     )
+
+
+def _like(container: Any, parts: Any) -> Any:
+    """Return parts in a container of the same kind, see `map_tensors`."""
+    if isinstance(parts, dict):
+        return type(container)(parts) if isinstance(container, UserDict) else parts
+    return type(container)._make(parts) if hasattr(container, "_make") else tuple(parts)
+
+
+def plain_containers(batch: Any) -> Any:
+    """Return a batch in dicts and tuples alone, which is what vmap takes."""
+    if isinstance(batch, Mapping):
+        return {key: plain_containers(value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(plain_containers(value) for value in batch)
+    return batch
+
+
+def in_containers(parts: Any, batch: Any) -> Any:
+    """Return what `plain_containers` gave for a batch of this kind in its containers again."""
+    if isinstance(batch, Mapping):
+        return _like(batch, {key: in_containers(parts[key], batch[key]) for key in batch})
+    if isinstance(batch, (tuple, list)):
+        return _like(batch, [in_containers(p, b) for p, b in zip(parts, batch, strict=True)])
+    return parts
 
 
 def batch_tensors(batch: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ call. Schemas carry the 64-bit seed as two 32-bit words, since an operator's int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ KINDS = (*DENSE_KINDS, "sjlt")
 PRECISIONS = {"medium": 1, "high": 2, "highest": 3}
 # What a projection on a CUDA device takes at most for bf16 parts and partial sums.
 CUDA_WORKSPACE_BYTES = 256 * 2**20
+# Multiply-adds a thread of a call on the CPU: a third of a second on slow ones.
+CPU_CALL_WORK = 2**33
+# A multiple of what the CPU's kernels of every level sum before they add to the result.
+SPAN_PARAMS = 3 * 2**16
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 _num_threads: int | None = None
@@ -127,10 +131,11 @@ def project_(
     for grad in grads:
         placed.append((grad, param_offset))
         param_offset += grad.shape[1]
-    projection = native_projection(matrix, placed, out, precision)
     if out.device.type == "cpu":
-        _C.project(projection, get_num_threads())
+        for some, rows in _cpu_pieces(placed, out, sparse=kind == "sjlt"):
+            _C.project(native_projection(matrix, some, rows, precision), get_num_threads())
         return
+    projection = native_projection(matrix, placed, out, precision)
     size = _C.cuda_workspace_bytes(projection, CUDA_WORKSPACE_BYTES)
     workspace = torch.empty(size // 4, dtype=torch.float32, device=out.device)
     place = {"workspace": workspace.data_ptr(), "workspace_bytes": size}
@@ -140,6 +145,39 @@ def project_(
     else:
         cuda_paths.check_sparse(out.device)
         _C.cuda_project(projection, full_blocks=False, **place, **cuda_queue(out.device))
+
+
+def pieces(size: int, work: int, unit: int = 1) -> Iterator[slice]:
+    """Yield slices of a size, each of whose 1 costs `work` multiply-adds: short calls on the CPU.
+
+    Between two calls Python sees Ctrl-C. Slices begin at multiples of the unit.
+    """
+    step = max(1, CPU_CALL_WORK * get_num_threads() // max(work, 1) // unit) * unit
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
+
+
+def _cpu_pieces(
+    placed: Sequence[tuple[Tensor, int]], out: Tensor, sparse: bool
+) -> Iterator[tuple[Sequence[tuple[Tensor, int]], Tensor]]:
+    """Yield gradients with their param_offset, and rows of `out`, of one call after another.
+
+    Where nothing is long, or the sum of a sparse kind is one, everything at once.
+    """
+    rows, proj_dim = out.shape
+    params = sum(grad.shape[1] for grad, _ in placed)
+    least = 16  # rows: making the matrix's entries costs about as much as multiplying those
+    if sparse or params * proj_dim * max(rows, least) <= CPU_CALL_WORK * get_num_threads():
+        yield placed, out
+        return
+    for some in pieces(rows, SPAN_PARAMS * proj_dim, 64):
+        work = proj_dim * max(some.stop - some.start, least)
+        for grad, param_offset in placed:
+            # Sums go to `out` at spans counted from the block of 128 that has the first parameter.
+            before = param_offset % 128
+            for part in pieces(before + grad.shape[1], work, SPAN_PARAMS):
+                first, last = max(part.start - before, 0), part.stop - before
+                yield [(grad[some, first:last], param_offset + first)], out[some]
 
 
 def native_matrix(
@@ -255,12 +293,14 @@ def projection_matrix(
     out = torch.empty((num_params, proj_dim), dtype=torch.float32, device=device)
     _check.on_device_with_kernels("device", out)
     matrix = native_matrix(kind, seed_low, seed_high, model_id, proj_dim, nnz)
-    rows = matrix_rows(matrix, param_offset, out)
     if out.device.type == "cpu":
-        _C.fill_matrix(matrix, **rows, num_threads=get_num_threads())
+        for some in pieces(num_params, 16 * proj_dim):
+            rows = matrix_rows(matrix, param_offset + some.start, out[some])
+            _C.fill_matrix(matrix, **rows, num_threads=get_num_threads())
         return out
     check = cuda_paths.check_sparse if kind == "sjlt" else cuda_paths.check_matrix
     check(out.device)
+    rows = matrix_rows(matrix, param_offset, out)
     _C.cuda_fill_matrix(matrix, **rows, **cuda_queue(out.device))
     return out
 

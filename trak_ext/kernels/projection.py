@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,11 +56,12 @@ def _gradient_list(grads: Any) -> tuple[list[str], list[Tensor]]:
     return [name for name, _ in named], flat
 
 
-@contextmanager
-def _errors_with(names: list[str]) -> Iterator[None]:
-    """Have the operator's sentences say the caller's name of a tensor, not its number."""
+def _call(operator: Any, names: list[str], *arguments: Any) -> Any:
+    """Call an operator, whose sentences say a tensor's number, and have them say its name."""
+    if torch.compiler.is_compiling():  # nothing is run yet
+        return operator(*arguments)
     try:
-        yield
+        return operator(*arguments)
     except ValueError as error:
         number = re.match(r"grads\[(\d+)\]", str(error))
         if number is None:
@@ -155,11 +155,12 @@ def project(
     param_offset = _check.integer("param_offset", param_offset, 0, MAX_PARAMS - params)
     if out is not None:
         _check_out(out, tensors, proj_dim)
-    with _errors_with(names):
-        if out is None:
-            return operators.project(tensors, proj_dim, *law, param_offset, precision, nnz)
-        operators.project_(tensors, out, *law, param_offset, precision, nnz)
-        return out
+    how = (*law, param_offset, precision, nnz)
+    if out is None:
+        made: Tensor = _call(operators.project, names, tensors, proj_dim, *how)
+        return made
+    _call(operators.project_, names, tensors, out, *how)
+    return out
 
 
 def projection_matrix(

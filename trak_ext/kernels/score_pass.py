@@ -194,6 +194,22 @@ class SolvedTargets:
             part = None if coefficients is None else coefficients[:, rows]
             yield rows.start, block, weights[rows], part
 
+    def _calls(
+        self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None
+    ) -> Iterator[tuple[int, list[Tensor], Tensor, Tensor | None]]:
+        """Yield the same for a kernel's calls: on the CPU so few samples that Ctrl-C is seen."""
+        for start, block, weight, part in self._blocks(features, weights, coefficients):
+            for rows in self._rows_of_calls(block[0].shape[0]):
+                own = None if part is None else part[:, rows]
+                yield start + rows.start, [phi[rows] for phi in block], weight[rows], own
+
+    def _rows_of_calls(self, num_train: int) -> Iterator[slice]:
+        if self.device.type == "cuda":
+            yield slice(0, num_train)
+            return
+        work = self._solved.numel() * (2 if self.dtype == torch.float64 else 1)
+        yield from operators.pieces(num_train, work, 64)
+
     def score(
         self, features: Sequence[Tensor], weights: Tensor, coefficients: Tensor | None = None
     ) -> Tensor:
@@ -216,9 +232,12 @@ class SolvedTargets:
         if out.device.type == "cuda":
             self._cuda_score(features, weights, coefficients, out)
             return out
-        scoring, keep = self._scoring(features, weights, coefficients)
-        _C.score(scoring, out=out.data_ptr(), num_threads=operators.get_num_threads())
-        del keep
+        for rows in self._rows_of_calls(out.shape[0]):
+            own = None if coefficients is None else coefficients[:, rows]
+            scoring, keep = self._scoring([phi[rows] for phi in features], weights[rows], own)
+            threads = operators.get_num_threads()
+            _C.score(scoring, out=out[rows].data_ptr(), num_threads=threads)
+            del keep
         return out
 
     def _cuda_score(
@@ -253,7 +272,7 @@ class SolvedTargets:
     ) -> TopK:
         """Return the best k of the same scores for each target without holding them all."""
         running = RunningTopK(self.num_targets, k, largest, self.dtype, self.device)
-        for start, block, weight, part in self._blocks(features, weights, coefficients):
+        for start, block, weight, part in self._calls(features, weights, coefficients):
             count = min(k, block[0].shape[0])
             # The kernels look for the largest: of opposite scores where the smallest are asked for.
             found = self._largest(block, weight if largest else -weight, count, part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .classification import (
     binary_classification,
     binary_output,
@@ -12,7 +14,14 @@ from .classification import (
 )
 from .contrastive import clip_output, clip_task
 from .core import ModelOutput, Task
-from .language import causal_lm, causal_lm_token, seq2seq_lm, seq2seq_lm_token, token_targets
+from .language import (
+    causal_lm,
+    causal_lm_token,
+    check_causal,
+    seq2seq_lm,
+    seq2seq_lm_token,
+    token_targets,
+)
 from .pixels import pixel, pixel_classification, pixel_targets
 from .regression import regression
 
@@ -30,20 +39,25 @@ __all__ = [
     "token_targets",
 ]
 
+# Other names of ids, which no model takes; and the third of (inputs, labels, ids), where it is not
+# the target's position.
+_IDS: dict[str, Any] = {"ids_as": ("idx", "id", 2)}
+_KEYS: dict[str, Any] = {"ids_as": ("idx", "id")}
+
 TASKS = {
     task.name: task
     for task in (
-        Task("image_classification", classification, log_odds=True),
-        Task("text_classification", classification, log_odds=True),
-        Task("binary_classification", binary_classification, log_odds=True),
-        Task("multilabel_classification", multilabel_classification),
-        Task("regression", regression),
-        Task("causal_lm", causal_lm),
-        Task("causal_lm_token", causal_lm_token, log_odds=True),
-        Task("seq2seq_lm", seq2seq_lm),
-        Task("seq2seq_lm_token", seq2seq_lm_token, log_odds=True),
-        Task("pixel_classification", pixel_classification),
-        Task("pixel", pixel, log_odds=True),
+        Task("image_classification", classification, log_odds=True, **_IDS),
+        Task("text_classification", classification, log_odds=True, **_IDS),
+        Task("binary_classification", binary_classification, log_odds=True, **_IDS),
+        Task("multilabel_classification", multilabel_classification, **_IDS),
+        Task("regression", regression, **_IDS),
+        Task("causal_lm", causal_lm, check=check_causal, **_IDS),
+        Task("causal_lm_token", causal_lm_token, log_odds=True, check=check_causal, **_KEYS),
+        Task("seq2seq_lm", seq2seq_lm, **_IDS),
+        Task("seq2seq_lm_token", seq2seq_lm_token, log_odds=True, **_KEYS),
+        Task("pixel_classification", pixel_classification, **_IDS),
+        Task("pixel", pixel, log_odds=True, **_KEYS),
         clip_task(),
     )
 }

@@ -13,8 +13,10 @@ from .core import (
     ModelOutput,
     at_least_fp32,
     check_integers,
+    examples,
     inputs_and_labels,
     log_odds,
+    nan_where,
     of_many,
     of_one,
     prediction,
@@ -73,13 +75,16 @@ def multilabel_output(logits: Tensor, labels: Tensor) -> ModelOutput:
             f"model: expected logits [B, L] for labels {list(labels.shape)}, "
             f"got shape {list(logits.shape)}"
         )
-    return of_many(_signed(at_least_fp32(logits), labels), labels != IGNORED)
+    return of_many(_signed(at_least_fp32(logits), labels, IGNORED), labels != IGNORED)
 
 
-def _signed(logits: Tensor, labels: Tensor) -> Tensor:
+def _signed(logits: Tensor, labels: Tensor, ignored: int | None = None) -> Tensor:
     labels = labels.to(logits.dtype)
     signed = torch.where(labels == 1, logits, -logits)
-    return torch.where((labels == 0) | (labels == 1), signed, float("nan"))
+    bad = (labels != 0) & (labels != 1)
+    if ignored is not None:
+        bad &= labels != ignored
+    return nan_where(bad, signed, lambda: f"labels: expected 0 or 1, got {examples(labels, bad)}")
 
 
 def classification(model: Callable[..., Any], batch: Any) -> ModelOutput:

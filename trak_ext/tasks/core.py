@@ -6,7 +6,9 @@ f; Q = -d loss / df; and R = d^2 loss / df^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,12 +51,19 @@ class Task:
             the samples' positions in the training set, -1 for a target that is not in it.
         log_odds: Whether f is log(p/(1-p)) of one label's probability p, Q = 1-p and R = p(1-p):
             then the fit says what damping suits it; see `Attributor`.
+        check: None, or a function (model, batch) that raises where the model is not one for this
+            task. It is called once for each checkpoint, on the first few samples, without
+            gradients and outside of vmap.
+        ids_as: What of a batch is taken out of it as sample ids, beside the key "sample_id": keys
+            of a mapping, and 2 for the third of a sequence of three.
     """
 
     name: str
     function: Callable[..., Any]
     prepare: Prepare | None = None
     log_odds: bool = False
+    check: Callable[[Any, Any], None] | None = None
+    ids_as: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -106,6 +115,34 @@ class Task:
 
 # --- what the built-in tasks share ----------------------------------------------------------------
 
+# A task runs under vmap, where no value can be looked at: a sample that it cannot take gets NaN.
+# When one has come out as NaN it is computed once more with this set, outside of vmap.
+_naming_faults: ContextVar[bool] = ContextVar("naming_faults", default=False)
+
+
+@contextmanager
+def naming_faults() -> Iterator[None]:
+    """Have `nan_where` raise its sentence instead."""
+    token = _naming_faults.set(True)
+    try:
+        yield
+    finally:
+        _naming_faults.reset(token)
+
+
+def nan_where(bad: Tensor, values: Tensor, sentence: Callable[[], str]) -> Tensor:
+    """Return values with NaN in the places `bad`, or raise what is wrong, see `naming_faults`."""
+    if _naming_faults.get() and bool(bad.any()):
+        raise ValueError(sentence())
+    return torch.where(bad, float("nan"), values)
+
+
+def examples(values: Tensor, bad: Tensor) -> str:
+    """Return the first few different values in the places `bad`, and how many places there are."""
+    found = values[bad]
+    different = ", ".join(f"{value:g}" for value in found.unique()[:4].tolist())
+    return f"{different} ({found.numel()} of {bad.numel()})"
+
 
 def inputs_and_labels(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     """Return positional and keyword inputs of the model, and the labels, of a batch."""
@@ -122,6 +159,13 @@ def inputs_and_labels(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tens
         f"batch: expected (inputs, labels) or a mapping with 'labels', got a {type(batch).__name__}"
         + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
     )
+
+
+def has_position(batch: Any) -> bool:
+    """Return whether a batch has what `split_position` takes out."""
+    if isinstance(batch, Mapping):
+        return _POSITION in batch
+    return isinstance(batch, (tuple, list)) and len(batch) == 3
 
 
 def split_position(batch: Any) -> tuple[Any, Tensor]:
@@ -170,7 +214,7 @@ def prediction(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     result = model(*args, **kwargs)
     found = result if isinstance(result, Tensor) else getattr(result, "logits", None)
     if found is None and isinstance(result, Mapping):
-        found = result.get("out")  # torchvision's segmentation models
+        found = result.get("logits", result.get("out"))  # "out": torchvision's segmentation models
     if not isinstance(found, Tensor):
         raise TypeError(
             "model: expected logits as a tensor or as the attribute .logits of its result, got a "
@@ -205,7 +249,16 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     index = labels.clamp(0, logits.shape[-1] - 1)
     own = logits.gather(-1, index[..., None])[..., 0]
     others = logits.scatter(-1, index[..., None], float("-inf")).logsumexp(-1)
-    return torch.where(labels == index, own - others, float("nan"))
+    bad = labels != index
+    classes = logits.shape[-1]
+    return nan_where(
+        bad,
+        own - others,
+        lambda: (
+            f"labels: expected classes from 0 to {classes - 1}, as the model gives {classes} "
+            f"logits, got {examples(labels, bad)}"
+        ),
+    )
 
 
 def of_one(f: Tensor) -> ModelOutput:
@@ -230,4 +283,12 @@ def of_many(f: Tensor, counted: Tensor) -> ModelOutput:
     weight, curvature = (
         torch.where(counted, part, 0).sum(1) / count for part in (parts.weight, parts.curvature)
     )
-    return ModelOutput(torch.where(count > 0, total, float("nan")), weight, curvature)
+    f = nan_where(
+        count == 0,
+        total,
+        lambda: (
+            f"labels: expected one at least that counts in every sample ({IGNORED} does not), "
+            f"got {int((count == 0).sum())} of {len(count)} samples without"
+        ),
+    )
+    return ModelOutput(f, weight, curvature)
