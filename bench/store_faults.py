@@ -100,12 +100,13 @@ class Fault(NamedTuple):
 
 
 class Stores(NamedTuple):
-    """Finished stores to damage and to copy from."""
+    """Stores to damage and to copy from."""
 
     good: Path
     other_data: Path
     other_settings: Path
     before: Path  # the good one before its addition
+    under_way: Path  # the good one, stopped in checkpoint 1 between two shards
 
 
 def make_stores(folder: Path) -> Stores:
@@ -114,20 +115,28 @@ def make_stores(folder: Path) -> Stores:
     fit_both(stores.other_data, data=1)
     fit_both(stores.other_settings, seed=1)
     attributor(stores.before).fit(pairs(0, 0, NUM_TRAIN))
+    passes = 2 * len(pairs(0, 0, NUM_TRAIN))  # of checkpoint 0: its context, and its features
+    try:
+        attributor(stores.under_way).fit(Stopped(pairs(0, 0, NUM_TRAIN), passes + passes // 2 + 2))
+    except KeyboardInterrupt:
+        assert list(stores.under_way.rglob("journal-*"))
     return stores
 
 
-def faults(stores: Stores, files: list[str], positions: int, swaps: int) -> Iterator[Fault]:
-    """Yield the faults of files.
+def faults(
+    stores: Stores, good: Path, files: list[str], positions: int, swaps: int
+) -> Iterator[Fault]:
+    """Yield the faults of a store's files.
 
     Args:
+        good: The store.
         positions: Where each file is cut, and flipped.
         swaps: Other files that each one is exchanged with.
     """
-    every = list(contents(stores.good))
+    every = list(contents(good))
     chosen = random.Random(0)
     for name in files:
-        data = (stores.good / name).read_bytes()
+        data = (good / name).read_bytes()
 
         def write(store: Path, changed: bytes, name: str = name) -> None:
             (store / name).write_bytes(changed)
@@ -164,7 +173,7 @@ class Stopped:
     """A loader that is stopped after some batches, over all its passes."""
 
     def __init__(self, batches: list[Any], after: int) -> None:
-        self.batches, self.left = batches, after
+        self.batches, self.left = batches, after + 2  # the first one is looked at twice before
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
@@ -207,13 +216,16 @@ def expected_of(store: Path) -> Expected:
     return Expected(made.attribute(pairs(2, 0, 3)), made.self_influence(), contents(store))
 
 
-def outcome(store: Path, fault: Fault, expected: Expected) -> tuple[str, str]:
-    """Return what came of a damaged store, the worst of reading and fitting it, and a sentence."""
+def outcome(store: Path, fault: Fault, expected: Expected, *, finished: bool) -> tuple[str, str]:
+    """Return what came of a damaged store, the worst of reading and fitting it, and a sentence.
+
+    One that is not finished is fitted first.
+    """
     calls = [
         lambda: torch.equal(attributor(store).attribute(pairs(2, 0, 3)), expected.scores),
         lambda: torch.equal(attributor(store).self_influence(), expected.self_influence),
     ]
-    found = [_outcome(call, store, fault) for call in calls]
+    found = [_outcome(call, store, fault) for call in calls if finished]
 
     def fit() -> bool:
         fit_both(store)
@@ -241,17 +253,22 @@ Table = dict[str, Counter[str]]
 
 
 def sweep(
-    stores: Stores, all_faults: Iterable[Fault], folder: Path
+    stores: Stores, all_faults: Iterable[Fault], folder: Path, good: Path | None = None
 ) -> tuple[Table, list[tuple[str, tuple[str, ...], str]]]:
-    """Return outcomes by kind of fault, and what was unnamed or silent."""
+    """Return outcomes by kind of fault, and what was unnamed or silent.
+
+    Args:
+        good: What is damaged; None for the finished store.
+    """
+    good = stores.good if good is None else good
     expected = expected_of(stores.good)
     table: Table = {}
     bad = []
     for number, fault in enumerate(all_faults):
         store = folder / f"store-{number}"
-        shutil.copytree(stores.good, store)
+        shutil.copytree(good, store)
         fault.apply(store)
-        result, said = outcome(store, fault, expected)
+        result, said = outcome(store, fault, expected, finished=good == stores.good)
         table.setdefault(fault.kind, Counter())[result] += 1
         if result in OUTCOMES[2:]:
             bad.append((f"{result}: {fault.kind}", fault.files, said))
@@ -360,10 +377,11 @@ def short_form(folder: Path) -> list[tuple[str, tuple[str, ...], str]]:
     stores = make_stores(folder / "stores")
     folders = ("manifest.json", "checkpoint-0001")
     names = [name for name in contents(stores.good) if name.split("/")[0] in folders]
-    few = itertools.chain(faults(stores, names, 1, 1), unfinished(stores, 2))
+    few = itertools.chain(faults(stores, stores.good, names, 1, 1), unfinished(stores, 2))
     table, bad = sweep(stores, few, folder)
     assert len(table) >= 8
-    return bad
+    some = faults(stores, stores.under_way, list(contents(stores.under_way)), 1, 1)
+    return bad + sweep(stores, some, folder, stores.under_way)[1]
 
 
 def small_shards() -> None:
@@ -382,16 +400,19 @@ def main() -> int:
         folder = Path(name)
         if options.what == "sweep":
             stores = make_stores(folder / "stores")
-            every = list(contents(stores.good))
-            all_faults = itertools.chain(
-                faults(stores, every, options.count or 8, 8), unfinished(stores)
-            )
-            table, bad = sweep(stores, all_faults, folder)
-            print(f"{len(every)} files, trak_ext {trak_ext.__version__}, torch {torch.__version__}")
-            print_table(table)
-            for line in bad:
-                print(*line)
-            wrong = len(bad)
+            positions, wrong = options.count or 8, 0
+            print(f"trak_ext {trak_ext.__version__}, torch {torch.__version__}")
+            for good in (stores.good, stores.under_way):
+                files = list(contents(good))
+                all_faults = faults(stores, good, files, positions, 8)
+                if good == stores.good:
+                    all_faults = itertools.chain(all_faults, unfinished(stores))
+                table, bad = sweep(stores, all_faults, folder, good)
+                print(f"\n{good.name.replace('_', ' ')}: {len(files)} files")
+                print_table(table)
+                for line in bad:
+                    print(*line)
+                wrong += len(bad)
         else:
             run = races if options.what == "races" else kills
             found = run(folder, options.count or (25 if run is races else 60))

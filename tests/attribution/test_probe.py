@@ -270,6 +270,21 @@ def test_a_sample_of_vanishing_gradient_is_no_reason(tmp_path):
     fitted.attribute([(x, torch.arange(3))])
 
 
+def test_samples_without_a_gradient_are_no_reason_and_their_outputs_are_looked_at(tmp_path):
+    def task(bias=0.0):
+        def function(model, batch):
+            f = (model(batch[0]) * batch[0][:, :3]).sum(1)
+            return f + bias, torch.ones_like(f), torch.ones_like(f)
+
+        return Task("mine", function)
+
+    x = torch.cat([torch.zeros(2, 4), data()[0][0]])  # the first two samples have none
+    attributor(tmp_path, task=task()).fit([(x, x)])
+    attributor(tmp_path, task=task()).attribute([(x[2:], x[2:])])
+    with pytest.raises(StoreError, match="expected the output f that the fit"):
+        attributor(tmp_path, task=task(0.1)).attribute([(x[2:], x[2:])])
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 

@@ -95,13 +95,15 @@ def kill_in(name, fatal):
     setattr(os, name, deadly)
 
 
+LOOKS = 2  # at the first batch, before the first pass
+
 # Files are written in this order: manifest, probe, three shards and the summary of checkpoint 0,
 # the manifest that vouches for it, the same of checkpoint 1, two kernels.
 MOMENTS = {
     "before anything": ("loader", 0),
-    "in the first shard": ("loader", 1),
-    "in the second shard": ("loader", 3),
-    "in checkpoint 1": ("loader", 8),
+    "in the first shard": ("loader", LOOKS + 1),
+    "in the second shard": ("loader", LOOKS + 3),
+    "in checkpoint 1": ("loader", LOOKS + 8),
     "writing the manifest": ("fsync", 0),
     "writing the probe": ("fsync", 1),
     "writing a shard": ("fsync", 3),

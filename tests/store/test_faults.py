@@ -29,7 +29,11 @@ def test_damage_that_is_not_seen_would_be_counted(tmp_path, monkeypatch):
     )
     stores = store_faults.make_stores(tmp_path / "stores")
     name = "checkpoint-0000/features-000000000000.safetensors"
-    copied = [f for f in store_faults.faults(stores, [name], 1, 0) if f.kind.endswith("other data")]
+    copied = [
+        f
+        for f in store_faults.faults(stores, stores.good, [name], 1, 0)
+        if f.kind.endswith("other data")
+    ]
     _, bad = store_faults.sweep(stores, copied, tmp_path)
     assert len(bad) == len(copied) == 1
     assert bad[0][0] == "SILENT: copied from other data"

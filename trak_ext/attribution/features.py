@@ -242,14 +242,16 @@ def changed_data(name: str, start: int, stop: int) -> ValueError:
     )
 
 
-def other_data(start: int, stop: int, where: str = "") -> StoreError:
-    """Return the error for a store that was made of other samples."""
+def other_data(start: int, stop: int, where: str) -> StoreError:
+    """Return the error for a store that was made of other samples; `where` has them."""
     return StoreError(
         "store: expected one made with the data of train_loader, got other data in samples "
-        f"{start} to {stop - 1}{where} (use another folder)"
+        f"{start} to {stop - 1} of {where} (use another folder)"
     )
 
 
-def other_count(found: str, stored: int | str) -> StoreError:
+def other_count(found: str, stored: int | str, where: str) -> StoreError:
     """Return the error for a store that was made of another number of samples."""
-    return StoreError(f"train_loader: expected {stored} samples as the store holds, got {found}")
+    return StoreError(
+        f"train_loader: expected {stored} samples as the store holds, by {where}, got {found}"
+    )

@@ -190,7 +190,7 @@ class _CheckpointFit:
     def run(self, loader: Iterable[Any]) -> None:
         """Go over all samples, and write the checkpoint summary where there is none."""
         fitter, rows, context = self._fitter, self._fitter.rows, self._tensors()
-        known, expected = fitter.known, fitter.digests
+        known, expected, store = fitter.known, fitter.digests, self._store
         count = 0
         ids_as = fitter.features.gradients.task.ids_as
         for segment in loaders.segments(loader, fitter.device, rows, ids_as):
@@ -198,7 +198,7 @@ class _CheckpointFit:
             if expected is not None and start // rows >= len(expected):
                 raise changed_data("train_loader", start, count)
             if known is not None and count > known.num_samples:
-                raise other_count(f"{count} or more", known.num_samples)
+                raise other_count(f"{count} or more", known.num_samples, store.manifest)
             if start == 0 and self._probe is None:
                 self._first = probes.first_samples(segment)
             if start % rows == 0:
@@ -214,10 +214,15 @@ class _CheckpointFit:
         if count % rows:
             self._close_shard(count)
         if known is not None and known.num_samples != count:
-            raise other_count(str(count), known.num_samples)
+            raise other_count(str(count), known.num_samples, store.manifest)
         after = -(-count // rows) * rows
-        if self._read(after) is not None or self._read_journal(after) is not None:
-            raise other_count(str(count), "more")
+        for kind, found in (
+            ("features", self._read(after)),
+            ("journal", self._read_journal(after)),
+        ):
+            if found is not None:
+                name = shard_name(self._addition, after, kind)
+                raise other_count(str(count), "more", store.where(self._m, name))
         if expected is not None and len(self._shards) != len(expected):
             raise changed_data("train_loader", count, count)
         if self._finished is None:
@@ -293,7 +298,7 @@ class _CheckpointFit:
         builder = self._builder
         if self._journal.data_digest != builder.data_digest:
             name = shard_name(self._addition, builder.start, "journal")
-            where = f" of {self._store.where(self._m, name)} (or delete it)"
+            where = f"{self._store.where(self._m, name)} (or delete it)"
             raise other_data(builder.start, builder.start + self._journal_rows, where)
         if self._first is not None:
             name = shard_name(self._addition, builder.start, "journal")
@@ -332,16 +337,18 @@ class _CheckpointFit:
         if fitter.digests is not None and builder.data_digest != fitter.digests[index]:
             raise changed_data("train_loader", builder.start, stop)
         if self._journal is not None:
-            raise other_count(str(stop), f"{builder.start + self._journal_rows} or more")
+            name = shard_name(self._addition, builder.start, "journal")
+            rows = f"{builder.start + self._journal_rows} or more"
+            raise other_count(str(stop), rows, self._store.where(self._m, name))
         shard = self._stored
         if shard is not None:
-            rows = len(shard.features)
-            if rows != stop - builder.start:
-                raise other_count(str(stop), builder.start + rows)
+            where = self._store.where(self._m, shard_name(self._addition, builder.start))
+            if len(shard.features) != stop - builder.start:
+                raise other_count(str(stop), builder.start + len(shard.features), where)
             if builder.data_digest != shard.data_digest:
-                raise other_data(builder.start, stop)
+                raise other_data(builder.start, stop, where)
         if known is not None and builder.data_digest != known[index]:
-            raise other_data(builder.start, stop)
+            raise other_data(builder.start, stop, self._store.manifest)
         if shard is None:
             shard = self._write_shard(builder.finish("train_loader", self._origin()), index)
         if self._first is not None:

@@ -104,13 +104,7 @@ def check(
             "or probe=False)"
         )
         return
-    segment = Segment(0, len(probe.features), batch, None)
-    made = []
-    with closing(features(weights, segment, m, context, probe.position)) as chunks:
-        for gradients, projected in chunks:
-            figures = (gradients.weight, gradients.curvature, gradients.output)
-            made.append((projected.cpu(), *(figure.float().cpu() for figure in figures)))
-    found = [torch.cat(parts).double() for parts in zip(*made, strict=True)]
+    found = _computed(probe, batch, features, weights, m, context)
     allowed = tolerance(features, device, probe.device)
     then = [tensor.double() for tensor in probe[:4]]
     for name, now, before, size in zip(_NAMES, found, then, _sizes(then), strict=True):
@@ -126,6 +120,30 @@ def check(
                 "forward, an attribute, another function of the same name? use another folder, or "
                 "probe=False to go on all the same)"
             )
+
+
+def _computed(
+    probe: Probe,
+    batch: Any,
+    features: FeatureMaker,
+    weights: Mapping[str, Tensor],
+    m: int,
+    context: Mapping[str, Tensor] | None,
+) -> list[Tensor]:
+    """Return features, Q, R and f of the probe's samples as they come out now, fp64 on the CPU."""
+    count = len(probe.features)
+    if not bool(probe.features.any()):  # gradients may be zero there, which is refused elsewhere
+        index = torch.arange(probe.position, probe.position + count, device="cpu")
+        output = features.gradients.outputs(weights, batch, context, index)
+        figures = (output.weight, output.curvature, output.output)
+        return [probe.features.double(), *(figure.double().cpu() for figure in figures)]
+    made = []
+    segment = Segment(0, count, batch, None)
+    with closing(features(weights, segment, m, context, probe.position)) as chunks:
+        for gradients, projected in chunks:
+            figures = (gradients.weight, gradients.curvature, gradients.output)
+            made.append((projected.cpu(), *(figure.float().cpu() for figure in figures)))
+    return [torch.cat(parts).double() for parts in zip(*made, strict=True)]
 
 
 _NAMES = ("features", "weight Q", "curvature R", "output f")
