@@ -345,6 +345,35 @@ def test_nothing_else_is_put_together(structure, count):
         put_together(structure, [torch.zeros(1)] * count)
 
 
+def test_batches_of_hugging_face_and_named_tuples_keep_their_class(tmp_path):
+    from transformers import BatchEncoding
+
+    def of_attribute(model, batch):
+        return model(batch.x)[:, 0]
+
+    x, y = data()[0]
+    for name, batch in (("pair", Pair(x, y)), ("encoding", BatchEncoding({"x": x, "y": y}))):
+        for task, refused in ((of_attribute, False), (lambda m, b: m(b.x)[:, 1], True)):
+            changed = attributor(tmp_path / name, task=Task("of an attribute", task))
+            if not refused:
+                changed.fit([batch])
+                changed.attribute([batch])
+                continue
+            with pytest.raises(StoreError, match="that the fit of checkpoint 0 gave"):
+                changed.attribute([batch])
+
+
+def test_a_class_that_is_gone_is_said_and_nothing_else_happens(tmp_path, monkeypatch):
+    x, y = data()[0]
+    task = Task("first", lambda model, batch: model(batch[0])[:, 0])
+    attributor(tmp_path, task=task).fit([Pair(x, y)])
+    monkeypatch.delattr(f"{__name__}.Pair")
+    with pytest.warns(
+        RuntimeWarning, match=r"the classes that the probe's batch is made of, got a"
+    ):
+        attributor(tmp_path, task=task).attribute([(x, y)])
+
+
 def test_a_batch_that_cannot_be_kept_is_said_once(tmp_path):
     class Odd:
         def __hash__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict, namedtuple
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -142,6 +143,10 @@ def test_keys_and_containers_are_in_the_digest():
         Pair(x, y),
     ]
     assert len({of_batch(batch) for batch in batches}) == len(batches)
+    # A class may have another name in another session; its fields stay.
+    again = namedtuple("again", "x y")
+    assert of_batch(again(x, y)) == of_batch(Pair(x, y))
+    assert of_batch(UserDict({"x": x, "y": y})) == of_batch({"x": x, "y": y})
     # Loaders give lists where tuples are meant.
     assert of_batch([x, y]) == of_batch((x, y))
     parts = ({"x": x[a:b], "y": y[a:b]} for a, b in ((0, 1), (1, 4)))

@@ -23,8 +23,22 @@ def take_apart(batch: Any) -> tuple[Any, list[Tensor]]:
 
 
 def structure_text(batch: Any) -> str:
-    """Return a batch's structure as one line."""
-    return json.dumps(take_apart(batch)[0], separators=(",", ":"))
+    """Return the keys and containers of a batch as one line, for digests.
+
+    Classes are not named: a module that is run as a script has another name than an imported one.
+    """
+    return json.dumps(_without_classes(take_apart(batch)[0]), separators=(",", ":"))
+
+
+def _without_classes(structure: Any) -> Any:
+    if not isinstance(structure, dict):
+        return structure
+    if "mapping" in structure:
+        return {"mapping": [[key, _without_classes(item)] for key, item in structure["mapping"]]}
+    if "sequence" in structure:
+        fields = {key: structure[key] for key in ("fields",) if key in structure}
+        return {"sequence": [_without_classes(item) for item in structure["sequence"]], **fields}
+    return structure
 
 
 def _structure(value: Any, tensors: list[Tensor]) -> Any:
@@ -33,11 +47,13 @@ def _structure(value: Any, tensors: list[Tensor]) -> Any:
         return "tensor"
     if isinstance(value, Mapping):
         items = [[_key(key), _structure(item, tensors)] for key, item in value.items()]
-        own = {} if type(value) is dict else {"type": _type_name(value)}
+        own: dict[str, Any] = {} if type(value) is dict else {"type": _type_name(value)}
         return {"mapping": items, **own}
     if isinstance(value, (tuple, list)):
         parts = [_structure(item, tensors) for item in value]
         own = {} if type(value) in (tuple, list) else {"type": _type_name(value)}
+        if hasattr(value, "_fields"):
+            own["fields"] = list(value._fields)
         return {"sequence": parts, **own}
     return {"other": _type_name(value)}
 
@@ -81,7 +97,12 @@ def _build(structure: Any, left: list[Tensor]) -> Any:
         built = {key: _build(item, left) for key, item in structure["mapping"]}
         return built if name is None else _class(name, UserDict)(built)
     parts = [_build(item, left) for item in structure["sequence"]]
-    return tuple(parts) if name is None else _class(name, tuple)._make(parts)
+    if name is None:
+        return tuple(parts)
+    kind = _class(name, tuple)
+    if list(kind._fields) != structure.get("fields"):
+        raise ValueError(f"a {name} of other fields")
+    return kind._make(parts)
 
 
 def _class(name: str, kind: type) -> Any:
@@ -89,6 +110,6 @@ def _class(name: str, kind: type) -> Any:
     module, _, qualified = name.rpartition(".")
     found = getattr(sys.modules.get(module), qualified, None)
     fits = isinstance(found, type) and issubclass(found, kind)
-    if not fits or (kind is tuple and not hasattr(found, "_make")):
+    if not fits or (kind is tuple and not hasattr(found, "_fields")):
         raise ValueError(f"a {name}")
     return found
