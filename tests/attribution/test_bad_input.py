@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trak_ext import Attributor, Projector, StoreError
 from trak_ext.gradients import GradientComputer, choose_parameters
-from trak_ext.inputs.loaders import batch_size, map_tensors
+from trak_ext.inputs.batches import batch_size, map_tensors
 from trak_ext.tasks import TASKS, Task, get_task
 
 TASK = "image_classification"

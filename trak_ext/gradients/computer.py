@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from .. import _check
-from ..inputs.loaders import (
-    batch_size,
-    batch_tensors,
-    in_containers,
-    map_tensors,
-    plain_containers,
-)
+from ..inputs.batches import batch_size, batch_tensors, in_containers, map_tensors, plain_containers
 from ..tasks import ModelOutput, Task
 from ..tasks.core import naming_faults
 from .functional import EvalMode, computing, old_transformers, weights_in_place

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.loaders import ID_KEY
+from ..inputs.batches import ID_KEY
 
 IGNORED = -100  # the label that cross_entropy of torch and Hugging Face models leave out
 
