@@ -99,8 +99,9 @@ class Shuffled:
         self.data = data
 
     def __iter__(self):
-        order = torch.randperm(len(self.data[0]))
-        return iter([tuple(tensor[order] for tensor in self.data)])
+        yield tuple(tensor[:2] for tensor in self.data)
+        order = 2 + torch.randperm(len(self.data[0]) - 2)
+        yield tuple(tensor[order] for tensor in self.data)
 
 
 def test_a_train_loader_that_changes_between_passes_is_refused():

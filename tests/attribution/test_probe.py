@@ -165,20 +165,6 @@ def test_probe_false_goes_on_all_the_same(fitted):
     changed.fit(data(12, 20), addition=1)
 
 
-def test_a_probe_is_of_the_first_addition_with_samples(tmp_path):
-    whole = attributor(tmp_path)
-    whole.fit([])
-    whole.fit(data(), addition=1)
-    whole.fit(data(12, 20), addition=2)
-    assert sorted(p.parent.name for p in tmp_path.rglob("probe*")) == ["part-0001"] * 2
-    whole.attribute(data())
-    changed = other(tmp_path, "an attribute")
-    with pytest.raises(StoreError, match="part-0001/probe"):
-        changed.attribute(data())
-    with pytest.raises(StoreError, match="part-0001/probe"):
-        changed.fit(data(20, 24), addition=3)
-
-
 def test_in_memory_too():
     model = Net()
     fitted = attributor(None, model)

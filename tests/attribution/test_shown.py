@@ -119,12 +119,6 @@ def test_damping_follows_samples_that_are_added():
     torch.testing.assert_close(made.damping_, whole.damping_, rtol=1e-5, atol=0)
 
 
-def test_no_damping_without_samples():
-    made = make()
-    made.fit([])
-    assert made.damping_.numel() == 0
-
-
 # --- before fit -----------------------------------------------------------------------------------
 
 CALLS = {

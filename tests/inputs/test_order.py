@@ -196,9 +196,7 @@ class SameAgain:
         yield {"x": X, "labels": Y, "sample_id": [f"s{i}" for i in range(24)]}
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: DataLoader(Stream(True), batch_size=4), Reads, Mixed], ids=str
-)
+@pytest.mark.parametrize("make", [lambda: DataLoader(Stream(True), batch_size=4), Reads, Mixed])
 def test_an_iterable_that_begins_otherwise_is_refused(make):
     with pytest.raises(ValueError, match="expected an iterable that begins with the same batch"):
         check_loader("train_loader", make(), 1)

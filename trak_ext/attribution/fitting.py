@@ -210,6 +210,7 @@ class _CheckpointFit:
                 self._compute(segment, context)
             if count % rows == 0:
                 self._close_shard(count)
+        loaders.refuse_none("train_loader", count)
         if count % rows:
             self._close_shard(count)
         if known is not None and known.num_samples != count:

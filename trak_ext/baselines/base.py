@@ -227,6 +227,8 @@ class Baseline(ABC):
                     for part in self._features(weights, m, batch, context, index):
                         parts.append(Features(*(x.float().cpu() for x in part)))
                         bar.advance(len(parts[-1].rows))
+                if training:
+                    loaders.refuse_none(name, stop)
                 passes.compare(digest.hexdigest(), stop)
                 features.append(_joined(name, parts))
         return Samples(features, ids or None)

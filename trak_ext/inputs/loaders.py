@@ -63,7 +63,7 @@ def check_loader(name: str, loader: Any, passes: int) -> None:
                 f"{name}: expected an iterable that can be gone over {passes} times (once a "
                 f"checkpoint), got a one-time {type(loader).__name__}"
             )
-    elif not isinstance(loader, (list, tuple)):
+    elif type(loader) not in (list, tuple):
         _look_twice(name, loader)
 
 
@@ -135,6 +135,15 @@ def _generators_kept(loader: Any) -> Iterator[None]:
         np.random.set_state(outer[2])
         for generator, state in zip(own, states, strict=True):
             generator.set_state(state)
+
+
+def refuse_none(name: str, count: int) -> None:
+    """Refuse a loader that brought no sample."""
+    if count == 0:
+        raise ValueError(
+            f"{name}: expected at least one sample, got none (is the iterable used up, or its "
+            "batch_size with drop_last larger than the data?)"
+        )
 
 
 def num_samples(loader: Iterable[Any]) -> int | None:

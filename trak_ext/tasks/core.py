@@ -140,7 +140,8 @@ def nan_where(bad: Tensor, values: Tensor, sentence: Callable[[], str]) -> Tenso
 def examples(values: Tensor, bad: Tensor) -> str:
     """Return the first few different values in the places `bad`, and how many places there are."""
     found = values[bad]
-    different = ", ".join(f"{value:g}" for value in found.unique()[:4].tolist())
+    few = found.unique()[:4].tolist()
+    different = ", ".join(str(v) if isinstance(v, int) else f"{v:g}" for v in few)
     return f"{different} ({found.numel()} of {bad.numel()})"
 
 
