@@ -248,3 +248,47 @@ def test_chosen_chunks_are_the_same_after_an_interruption(tmp_path, monkeypatch)
         fit(path, list(texts()))  # the manifest knows what was free
         monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 24000)
         assert contents(path) == contents(tmp_path / "whole")
+
+
+class Slow(nn.Module):
+    """A model that vmap cannot take, so that its samples come one at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (2.0 if float(x.sum()) > 0 else 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:trak_ext computes gradients one sample at a time")
+def test_samples_one_at_a_time_come_in_short_chunks_whose_cut_does_not_matter(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trak_ext.store.base, "shard_rows", lambda width: 96)
+    torch.manual_seed(0)
+    model, x, y = Slow(), torch.randn(100, 4), torch.arange(100) % 3
+    task = trak_ext.tasks.TASKS["image_classification"]
+    sizes = [len(chunk.output) for chunk in GradientComputer(model, task)({}, (x, y))]
+    assert sizes == [16] * 6 + [4]
+
+    def fit(path, loader):
+        options = {"store": path, "proj_dim": 8, "progress": False}
+        Attributor(model, "image_classification", **options).fit(loader)
+
+    fit(tmp_path / "whole", [(x, y)])
+    for after in (1, 3):  # chunks, of which the journal then has so many
+        path, left = tmp_path / str(after), [after]
+
+        def advance(self, samples, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("trak_ext.attribution.progress.Progress.advance", advance)
+            patch.setattr("trak_ext.attribution.fitting.JOURNAL_SECONDS", 0)
+            with pytest.raises(KeyboardInterrupt, match=rf"kept {16 * (after + 1)} samples"):
+                fit(path, [(x, y)])
+        fit(path, [(x[:50], y[:50]), (x[50:], y[50:])])
+        assert contents(path) == contents(tmp_path / "whole")

@@ -177,6 +177,22 @@ def test_a_run_whose_store_was_taken_stops_before_it_writes(tmp_path, taken):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
+def test_a_fork_that_ends_within_does_not_give_the_store_back(tmp_path):
+    store = tmp_path / "store"
+    held = Owner(store).hold()
+    held.__enter__()
+    child = os.fork()
+    if child == 0:
+        try:
+            held.__exit__(None, None, None)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (store / "owner.json").exists()
+    held.__exit__(None, None, None)
+    assert not store.exists()
+
+
 def test_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(owner, "HEARTBEAT", 0.02)
     with Owner(tmp_path).hold():

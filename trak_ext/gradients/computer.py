@@ -27,6 +27,7 @@ _ZEROS = 2  # samples whose gradients may not all be zero
 _REPEATED = {"rtol": 1e-5, "atol": 1e-6}  # of f, Q and R on a second call
 
 LARGEST = 256
+LOOPED = 16  # samples of a chunk that are taken one at a time, by models that may be slow
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
 MOST_BYTES = 2**31  # on the CPU, whose cores are busy with far less and whose memory is shared
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
@@ -163,6 +164,8 @@ class GradientComputer:
             sum(tensor.nbytes for tensor in (*given.chosen.values(), *given.constant.values())),
             lambda: self._measure(given, samples),
         )
+        if self._one_by_one:  # no bit depends on it, and nobody waits long for the end of one
+            size = min(size, LOOPED)
         start = skip
         while start < total:
             stop = min(start + size, total)

@@ -50,7 +50,7 @@ class Owner:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Take the store, and give it back in the end; folders made for it go if still empty."""
-        made = self._make_folders()
+        made, process = self._make_folders(), os.getpid()
         try:
             self._take()
             stop = threading.Event()
@@ -60,11 +60,12 @@ class Owner:
                 yield
             finally:
                 stop.set()
-                beating.join()
-                if self._said() == self._mark:
-                    self._path.unlink(missing_ok=True)
+                if os.getpid() == process:  # not a worker that a loader has forked
+                    beating.join()
+                    if self._said() == self._mark:
+                        self._path.unlink(missing_ok=True)
         finally:
-            for folder in made:
+            for folder in made if os.getpid() == process else ():
                 try:
                     folder.rmdir()
                 except OSError:
