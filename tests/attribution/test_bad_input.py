@@ -128,6 +128,7 @@ LOADERS = {
     "no labels": ([(X, None)], r"batch\[1\]: expected tensors in tuples, .*, got a NoneType"),
     "text": (["text"], "batch: expected tensors in tuples, .*, got text"),
     "a column": ([{"x": X, "name": ["a"] * 6}], r"batch\['name'\]\[0\]: expected .*, got text"),
+    "odd key": ([{3: X, "labels": Y}], "batch: expected strings as keys, .*, got 3"),
     "numbers": ([[1, 2]], r"batch\[0\]: expected tensors in tuples, .*, got a int"),
     "inputs alone": ([X], r"batch: expected \(inputs, labels\) or a mapping .*, got a Tensor"),
     "a tuple of 4": ([(X, Y, Y, Y)], r"batch: expected \(inputs, labels\) or a mapping .* of 4"),
