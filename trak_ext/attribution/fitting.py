@@ -209,7 +209,6 @@ class _CheckpointFit:
                 self._compute(segment, context)
             if count % rows == 0:
                 self._close_shard(count)
-        loaders.refuse_none("train_loader", count)
         if count % rows:
             self._close_shard(count)
         if known is not None and known.num_samples != count:
@@ -224,6 +223,8 @@ class _CheckpointFit:
                 raise other_count(str(count), "more", store.where(self._m, name))
         if expected is not None and len(self._shards) != len(expected):
             raise changed_data("train_loader", count, count)
+        if self._addition == 0:
+            loaders.refuse_none("train_loader", count)
         if self._finished is None:
             self._summarise(count)
         fitter.digests = [shard.data_digest for shard in self._shards]
