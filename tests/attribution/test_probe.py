@@ -155,8 +155,19 @@ def test_without_the_probe_nothing_is_kept_or_looked_at(tmp_path):
     changed = other(tmp_path, "an attribute")
     changed.attribute(data())
     assert not changed._store.read_probe(0).batch
-    with pytest.raises(TypeError, match=r"^probe: expected True or False, got 1$"):
-        attributor(None, probe=1)
+    for call in (lambda: attributor(None, probe=1), lambda: attributor(None).fit(data(), probe=1)):
+        with pytest.raises(TypeError, match=r"^probe: expected True or False, got 1$"):
+            call()
+
+
+def test_a_call_of_fit_may_go_without(tmp_path):
+    attributor(tmp_path / "none").fit(data(), probe=False)
+    other(tmp_path / "none", "an attribute").attribute(data())
+    attributor(tmp_path / "one", probe=False).fit(data(), probe=True)
+    changed = other(tmp_path / "one", "an attribute")
+    with pytest.raises(StoreError, match="that the fit of checkpoint 0 gave"):
+        changed.attribute(data())
+    changed.fit(data(12, 20), addition=1, probe=False)
 
 
 def test_probe_false_goes_on_all_the_same(fitted):

@@ -139,7 +139,12 @@ class Attributor:
     # --- fit --------------------------------------------------------------------------------------
 
     def fit(
-        self, train_loader: Iterable[Any], *, addition: int = 0, part: int | None = None
+        self,
+        train_loader: Iterable[Any],
+        *,
+        addition: int = 0,
+        part: int | None = None,
+        probe: bool | None = None,
     ) -> None:
         """Compute and store the features of all training samples for every checkpoint.
 
@@ -152,6 +157,8 @@ class Attributor:
             addition: 0 for the training set; 1, 2, ... for samples that are added to it later,
                 whose positions follow those of the ones before.
             part: The name of `addition` in 0.1.0.
+            probe: Whether to keep and look at the first samples in this call; None for the
+                Attributor's.
 
         Raises:
             ValueError: a shuffling loader; samples whose gradient or output has NaN or Inf (named).
@@ -164,6 +171,7 @@ class Attributor:
         if part is not None and addition not in (0, part):
             raise ValueError(f"part: expected addition or part, got both: {addition} and {part}")
         addition = _check.integer("addition", addition if part is None else part, 0, 9999)
+        probe = self._probe if probe is None else _check.flag("probe", probe)
         with self._store.owned():
             versions = _versions(self._model)
             self._store.open(
@@ -171,7 +179,7 @@ class Attributor:
             )
             offset = self._fitted(addition).num_samples if addition else 0
             self._features.gradients.agree_on_chunks(self.device, self._store.agree)
-            fitter = Fitter(self._store, self._features, self.device, addition, offset, self._probe)
+            fitter = Fitter(self._store, self._features, self.device, addition, offset, probe)
             try:
                 with self._bar("fit", train_loader) as bar:
                     for m in range(len(self._checkpoints)):
