@@ -251,3 +251,38 @@ class NeverAsked(Dataset):
 
 def test_a_look_at_the_order_asks_for_no_sample():
     check_loader("train_loader", DataLoader(NeverAsked(), sampler=LengthGrouped(seed=3)), 1)
+
+
+class Mixed:
+    """An own iterable whose batches are mixed anew each time; `make` says what they hold."""
+
+    def __init__(self, make, mixes=True):
+        self.make, self.mixes = make, mixes
+
+    def __iter__(self):
+        order = torch.randperm(24) if self.mixes else torch.arange(24)
+        yield self.make(X[order], Y[order], order.tolist())
+
+
+BESIDE = {
+    "ids": lambda x, y, order: (x, y, [f"n{i}" for i in order]),
+    "ids by key": lambda x, y, order: {"input": x, "labels": y, "id": [f"n{i}" for i in order]},
+    "ids as array": lambda x, y, order: (x, y, np.array([f"n{i}" for i in order])),
+    "ids as objects": lambda x, y, order: (x, y, np.array([f"n{i}" for i in order], dtype=object)),
+    "text": lambda x, y, order: {"input_ids": x, "labels": y, "text": ["a"] * 24},
+    "None": lambda x, y, order: {"input_ids": x, "labels": y, "more": None},
+    "text alone differs": lambda x, y, order: (X, Y, [f"n{i}" for i in order]),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_stands_beside_tensors_does_not_hide_another_order(kind):
+    with pytest.raises(ValueError, match=r"^train_loader: .*begins with the same batch every time"):
+        check_loader("train_loader", Mixed(BESIDE[kind]), 1)
+    check_loader("train_loader", Mixed(BESIDE[kind], mixes=False), 1)
+
+
+def test_nan_in_a_batch_is_no_other_order():
+    nan = float("nan")
+    for batch in ((torch.tensor([nan]), [nan]), {"input_ids": np.array([nan]), "more": [nan]}):
+        check_loader("train_loader", Mixed(lambda *_, batch=batch: batch), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -172,23 +172,27 @@ def prepare_context(
 
     The tensors are on the CPU.
     """
-    batches = _DigestedBatches(loader, device)
+    batches = _DigestedBatches(loader, device, computer.task.ids_as)
     made = computer.prepare(weights, iter(batches), checkpoint)
     on_cpu = {name: tensor.cpu() for name, tensor in made.items()}
     return Context(on_cpu, batches.of_all()), batches.count
 
 
-def context_digest(loader: Iterable[Any], device: torch.device) -> str:
-    """Return the digest of a loader's samples, as `Context.data_digest` has it."""
-    return _DigestedBatches(loader, device).of_all()
+def context_digest(loader: Iterable[Any], device: torch.device, ids_as: Sequence[Any] = ()) -> str:
+    """Return the digest of a loader's samples, as `Context.data_digest` has it.
+
+    Args:
+        ids_as: The task's.
+    """
+    return _DigestedBatches(loader, device, ids_as).of_all()
 
 
 class _DigestedBatches:
     """(position of the first sample, batch), in order, with the digest and number of samples."""
 
-    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Any], device: torch.device, ids_as: Sequence[Any]) -> None:
         self._digest = SampleDigest()
-        self._batches = self._all(loader, device)
+        self._batches = self._all(loader, device, ids_as)
         self.count = 0
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -200,8 +204,10 @@ class _DigestedBatches:
             pass
         return self._digest.hexdigest()
 
-    def _all(self, loader: Iterable[Any], device: torch.device) -> Iterator[tuple[int, Any]]:
-        for segment in batches.segments(loader, device, 2**62):
+    def _all(
+        self, loader: Iterable[Any], device: torch.device, ids_as: Sequence[Any]
+    ) -> Iterator[tuple[int, Any]]:
+        for segment in batches.segments(loader, device, 2**62, ids_as):
             self._digest.add(segment.batch, segment.ids)
             self.count = segment.stop
             yield segment.start, segment.batch

@@ -141,7 +141,7 @@ class _CheckpointFit:
         if stored is None:
             made, _ = prepare_context(computer, self._weights, loader, self._fitter.device, m)
             return store.write_context(m, made)
-        if stored.data_digest != context_digest(loader, self._fitter.device):
+        if stored.data_digest != context_digest(loader, self._fitter.device, computer.task.ids_as):
             raise StoreError(
                 f"store: expected one made with the data of train_loader, got what the task "
                 f"prepared for checkpoint {m} from other data in {store.where(m, 'context')} (use "

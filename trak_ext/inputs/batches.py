@@ -49,8 +49,9 @@ def segments(
     """
     position = 0
     with_ids: bool | None = None
+    told: set[str] = set()
     for whole in loader:
-        batch, ids = split_ids(_numbers_alone(whole, ids_as), ids_as)
+        batch, ids = split_ids(_numbers_alone(whole, ids_as, told), ids_as)
         size = batch_size(batch)
         if size == 0:
             continue
@@ -98,10 +99,10 @@ def split_ids(batch: Any, ids_as: Sequence[Any] = ()) -> tuple[Any, list[SampleI
     return rest, ids
 
 
-def _numbers_alone(batch: Any, ids_as: Sequence[Any]) -> Any:
-    """Return a batch of a Hugging Face kind without columns of text, about which it warns.
+def _numbers_alone(batch: Any, ids_as: Sequence[Any], told: set[str]) -> Any:
+    """Return a batch of a Hugging Face kind without columns of text, about which it warns once.
 
-    Of other batches nothing is left out.
+    Of other batches nothing is left out. `told` has the columns that a pass has warned about.
     """
     if not isinstance(batch, Mapping) or not (
         isinstance(batch, UserDict) or any(key in batch for key in _HUGGING_FACE_KEYS)
@@ -114,10 +115,12 @@ def _numbers_alone(batch: Any, ids_as: Sequence[Any]) -> Any:
     }
     if len(kept) == len(batch):
         return batch
-    _check.warn(
-        "trak_ext leaves out the columns of a batch that are no tensors: "
-        f"{', '.join(str(key) for key in batch if key not in kept)}"
-    )
+    left_out = [str(key) for key in batch if key not in kept]
+    if not told.issuperset(left_out):
+        told.update(left_out)
+        _check.warn(
+            f"trak_ext leaves out the columns of a batch that are no tensors: {', '.join(left_out)}"
+        )
     return _like(batch, kept)
 
 
@@ -147,10 +150,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any, place: str = "
     BatchEncoding) stay what they are, other mappings become dicts and other sequences tuples.
     `place` is what errors call the batch.
     """
-    if isinstance(batch, Tensor):
+    if isinstance(batch, Tensor) and _odd_tensor(batch) is None:
         return function(batch)
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
-        return function(torch.tensor(batch))
+    if isinstance(batch, np.ndarray) and _odd_array(batch) is None:
+        native = batch.astype(batch.dtype.newbyteorder("="), order="C")  # torch takes no other
+        return function(torch.from_numpy(native))
     if isinstance(batch, Mapping):
         mapped = {
             key: map_tensors(function, value, f"{place}[{key!r}]") for key, value in batch.items()
@@ -161,18 +165,63 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any, place: str = "
         return _like(batch, parts)
     kind = "text" if isinstance(batch, (str, bytes)) else f"a {type(batch).__name__}"
     if isinstance(batch, np.ndarray):
-        kind = f"an array of {batch.dtype}"
+        kind = f"{_odd_array(batch)} of {batch.dtype}"
+    if isinstance(batch, Tensor):
+        raise TypeError(
+            f"{place}: expected a dense tensor with values, whose rows are the samples, got a "
+            f"{_odd_tensor(batch)} one (to_dense(), to_padded_tensor() or dequantize() first)"
+        )
     raise TypeError(
         f"{place}: expected tensors in tuples, lists or mappings, got {kind} (leave it out, or "
         f"give ids as {ID_KEY!r})"
     )
 
 
+def can_be_cut(tensor: Tensor) -> bool:
+    """Return whether samples can be cut out of a tensor: a strided one, with values."""
+    return _odd_tensor(tensor) is None
+
+
+def _odd_tensor(tensor: Tensor) -> str | None:
+    """Return why samples cannot be cut out of a tensor, None where they can."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantized"
+    return "meta" if tensor.is_meta else None
+
+
+def _odd_array(array: np.ndarray[Any, Any]) -> str | None:
+    """Return what an array is that no tensor is for, None for others."""
+    if isinstance(array, np.ma.MaskedArray):
+        return "a masked array"
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    return "an array" if wide or array.dtype.kind not in "biuf" else None
+
+
 def _like(container: Any, parts: Any) -> Any:
     """Return parts in a container of the same kind, see `map_tensors`."""
-    if isinstance(parts, dict):
-        return type(container)(parts) if isinstance(container, UserDict) else parts
-    return type(container)._make(parts) if hasattr(container, "_make") else tuple(parts)
+    if not isinstance(parts, dict):
+        return type(container)._make(parts) if hasattr(container, "_make") else tuple(parts)
+    if not isinstance(container, UserDict):
+        return parts
+    try:
+        made = type(container)(parts)
+    except TypeError:
+        made = None
+    # A class that computes with what it is given would do so again with every copy.
+    if (
+        made is None
+        or {**made}.keys() != parts.keys()
+        or any(made[k] is not parts[k] for k in parts)
+    ):
+        raise TypeError(
+            "batch: expected mappings whose class can be called with a dict, and holds what is in "
+            f"it as it is, got a {type(container).__name__} (let collate_fn give a dict)"
+        )
+    return made
 
 
 def plain_containers(batch: Any) -> Any:

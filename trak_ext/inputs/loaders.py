@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from .batches import map_tensors, split_ids, take_apart, tensor_bytes
+from .batches import can_be_cut, tensor_bytes
 
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -88,16 +88,28 @@ def _is_sequential(sampler: Any) -> bool:
 
 
 def _first_batch(loader: Iterable[Any]) -> Any:
-    """Return what tells a loader's first batch from others; None where it is no batch."""
-    for batch in loader:
-        rest, ids = split_ids(batch)
-        try:
-            structure, tensors = take_apart(map_tensors(lambda tensor: tensor, rest))
-        except TypeError:  # is refused by name when it is computed with
-            return None
-        parts = [(str(t.dtype), tuple(t.shape), tensor_bytes(t).tobytes()) for t in tensors]
-        return structure, parts, ids
-    return None
+    """Return what tells a loader's first batch from others; None where it has none."""
+    return next((_told_apart(batch) for batch in loader), None)
+
+
+def _told_apart(value: Any) -> Any:
+    """Return what a batch holds, to be compared: ids and text too, whatever else by its type.
+
+    What cannot be taken is refused by name when it is computed with.
+    """
+    if isinstance(value, Mapping):
+        return [(repr(key), _told_apart(item)) for key, item in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [_told_apart(item) for item in value]
+    if value is None or isinstance(value, (str, bytes, int, float, complex)):
+        return repr(value)  # NaN too is what it was
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return [_told_apart(item) for item in value.tolist()]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, torch.Tensor) and can_be_cut(value):
+        return str(value.dtype), tuple(value.shape), tensor_bytes(value).tobytes()
+    return type(value).__name__
 
 
 @contextmanager

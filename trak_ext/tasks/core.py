@@ -153,11 +153,11 @@ def inputs_and_labels(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tens
             raise ValueError(
                 f"batch: expected a mapping with 'labels' (or 'label'), got keys {list(batch)}"
             )
-        odd = next((name for name in batch if not isinstance(name, str)), None)
-        if odd is not None:
+        odd = [name for name in batch if not isinstance(name, str)]
+        if odd:
             raise ValueError(
                 "batch: expected strings as keys, which are the model's keyword arguments, got "
-                f"{odd!r}"
+                f"{odd[0]!r}"
             )
         return (), {name: value for name, value in batch.items() if name != key}, batch[key]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
