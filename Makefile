@@ -24,7 +24,7 @@ demo: .venv/built-$(cuda)
 	@.venv/bin/trak-ext demo --out demo_out
 
 test: .venv/built-$(cuda) .venv/extra-test
-	@echo "== All tests, on $(WORKERS) workers: about half an hour on two cores"
+	@echo "== All tests, on $(WORKERS) workers: about 20 minutes on two cores"
 	@.venv/bin/pytest -n $(WORKERS)
 
 docs: .venv/built-$(cuda) .venv/extra-docs

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trak_ext import Attributor, Projector, StoreError
 from trak_ext.gradients import GradientComputer, choose_parameters
-from trak_ext.inputs.loaders import batch_size, map_tensors
+from trak_ext.inputs.batches import batch_size, map_tensors
 from trak_ext.tasks import TASKS, Task, get_task
 
 TASK = "image_classification"
@@ -128,6 +128,7 @@ LOADERS = {
     "no labels": ([(X, None)], r"batch\[1\]: expected tensors in tuples, .*, got a NoneType"),
     "text": (["text"], "batch: expected tensors in tuples, .*, got text"),
     "a column": ([{"x": X, "name": ["a"] * 6}], r"batch\['name'\]\[0\]: expected .*, got text"),
+    "odd key": ([{3: X, "labels": Y}], "batch: expected strings as keys, .*, got 3"),
     "numbers": ([[1, 2]], r"batch\[0\]: expected tensors in tuples, .*, got a int"),
     "inputs alone": ([X], r"batch: expected \(inputs, labels\) or a mapping .*, got a Tensor"),
     "a tuple of 4": ([(X, Y, Y, Y)], r"batch: expected \(inputs, labels\) or a mapping .* of 4"),

@@ -14,7 +14,7 @@ from torch import nn
 
 from trak_ext import Attributor, StoreError
 from trak_ext.attribution import probe
-from trak_ext.inputs.structures import put_together, take_apart
+from trak_ext.inputs.batches import put_together, take_apart
 from trak_ext.tasks import Task, clip_task
 
 NAME = "checkpoint-0000/probe.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 
 import pytest
 import torch
@@ -138,7 +139,8 @@ def test_training_side_by_side_is_training_alone(split, models_at_once):
             torch.testing.assert_close(state[name], value, atol=1e-10, rtol=1e-10)
 
 
-def test_training_learns_is_repeatable_and_leaves_torch_state_alone(split, capsys):
+def test_training_learns_is_repeatable_and_leaves_torch_state_alone(split, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # bars keep out of logs
     subsets = torch.arange(300).expand(2, 300)
     torch.manual_seed(1)
     before = torch.get_rng_state()

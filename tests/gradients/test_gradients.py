@@ -24,7 +24,7 @@ from gradient_cases import (
 )
 from trak_ext.gradients import GradientComputer
 from trak_ext.gradients.functional import EvalMode, computing
-from trak_ext.inputs.loaders import batch_tensors
+from trak_ext.inputs.batches import batch_tensors
 from trak_ext.tasks import Task
 
 

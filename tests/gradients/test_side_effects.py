@@ -7,6 +7,7 @@ effect, through fit and attribute at two checkpoints.
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import threading
 import warnings
@@ -306,6 +307,98 @@ def test_an_eval_that_changes_weights_is_refused_by_name(make, what):
     message = f"expected an eval.. that sets modes alone, got one that changes {what}"
     with pytest.raises(ValueError, match=message):
         scores(make(), states(make))
+
+
+# --- Reads its weights past their names -----------------------------------------------------------
+
+
+class Lists(Plain):
+    def __init__(self):
+        super().__init__()
+        self.kept = {"b": [self.b.weight]}
+
+    def body(self, x):
+        return (self.a(x).tanh() @ self.kept["b"][0].T + self.b.bias).tanh()
+
+
+class Closes(Plain):
+    def __init__(self):
+        super().__init__()
+        weight, bias = self.b.weight, self.b.bias
+        self.step = lambda h: h @ weight.T + bias
+
+    def body(self, x):
+        return self.step(self.a(x).tanh()).tanh()
+
+
+class Partial(Plain):
+    def __init__(self):
+        super().__init__()
+        self.step = functools.partial(nn.functional.linear, weight=self.b.weight, bias=self.b.bias)
+
+    def body(self, x):
+        return self.step(self.a(x).tanh()).tanh()
+
+
+class Holder:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def apply(self, x):
+        return x @ self.weight.T
+
+
+class Elsewhere(Plain):
+    def __init__(self):
+        super().__init__()
+        self.step = Holder(self.b.weight).apply
+
+    def body(self, x):
+        return (self.step(self.a(x).tanh()) + self.b.bias).tanh()
+
+
+@pytest.mark.parametrize("make", [Lists, Closes, Partial, Elsewhere])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_model_that_reads_a_weight_past_its_name_is_refused(make, own):
+    torch.manual_seed(5)
+    model = make()
+    checkpoints = [copy.deepcopy(model.state_dict())] if own else states(Plain)
+    with pytest.raises(ValueError, match=r"read by their names alone, got some that (kept|step) "):
+        scores(model, checkpoints)
+
+
+class ListsOnly(Plain):
+    """Keeps a list of its weights that forward does not read, as optimizers' helpers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.mine = list(self.parameters())
+
+
+class Lstm(Plain):
+    """torch's recurrent layers keep a flat list of their weights, and make it anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = nn.LSTM(8, 8, batch_first=True)
+
+    def body(self, x):
+        return self.b(self.a(x).tanh()[:, None])[0][:, -1]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_lists_of_weights_that_do_no_harm_are_taken():
+    assert_as_plain(ListsOnly())
+    torch.manual_seed(5)
+    checkpoints = [Lstm().state_dict() for _ in range(2)]
+    single = [scores(Lstm(), [state]) for state in checkpoints]
+    torch.manual_seed(9)
+    both = scores(Lstm(), checkpoints)
+    assert both.shape == single[0].shape
+    for state, expected in zip(checkpoints, single, strict=True):
+        model = Lstm()
+        model.load_state_dict(state)
+        torch.testing.assert_close(scores(model, [state]), expected)
 
 
 class StoppedError(Exception):

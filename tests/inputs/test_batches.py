@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trak_ext.inputs.loaders import batch_size, batch_tensors, map_tensors
+from trak_ext.inputs.batches import batch_size, batch_tensors, map_tensors
 
 
 def test_helpers_for_batches():

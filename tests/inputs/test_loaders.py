@@ -19,7 +19,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from trak_ext.inputs.loaders import check_loader, segments, split_ids
+from trak_ext.inputs.batches import segments, split_ids
+from trak_ext.inputs.loaders import check_loader
 
 CPU = torch.device("cpu")
 DATA = TensorDataset(torch.arange(10.0), torch.arange(10))

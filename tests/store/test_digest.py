@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trak_ext.inputs.batches import SampleDigest, tensor_bytes
 from trak_ext.inputs.checkpoints import state_digest
-from trak_ext.inputs.loaders import SampleDigest, tensor_bytes
-from trak_ext.store.records import settings_digest
+from trak_ext.store.base import settings_digest
 
 
 def digest_of(*batches):

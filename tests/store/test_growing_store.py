@@ -61,7 +61,7 @@ def test_part_is_another_name_of_addition():
 
 
 @pytest.mark.parametrize("where", ["memory", "folder"])
-@pytest.mark.parametrize("ends", [(10, 23), (8, 16, 23), (0, 23), (23, 23)])
+@pytest.mark.parametrize("ends", [(10, 23), (8, 16, 23), (8, 8, 23), (23, 23)])
 @pytest.mark.parametrize("options", [{}, {"curvature": None, "leverage": True, "blocks": 2}])
 def test_added_samples_score_as_if_they_had_been_there(where, ends, options, tmp_path):
     _, _, train, test = setting()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trak_ext.gradients import GradientComputer
-from trak_ext.inputs.loaders import split_ids
+from trak_ext.inputs.batches import split_ids
 from trak_ext.tasks import TASKS, classification_output, pixel_targets
 
 

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from .. import _C, _check
 from ..estimator.formula import Estimator, Scorer
 from ..gradients import GradientComputer, ParameterChoice
-from ..inputs import loaders
+from ..inputs import batches, loaders
+from ..inputs.batches import SampleId
 from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device, state_digest
-from ..inputs.loaders import SampleId
 from ..kernels.score_pass import TopK
 from ..store import Shard, StoredFeatures, open_store
-from ..store.base import probe_name
-from ..store.records import settings_digest
+from ..store.base import probe_name, settings_digest
 from ..tasks import Task, get_task
 from . import probe as probes
 from .features import FeatureMaker, ShardBuilder, changed_data, on_device, require_context
@@ -407,7 +406,7 @@ class Attributor:
         context = prepared if features.gradients.task.prepare is not None else None
         targets = ShardBuilder(0, features.width)
         ids_as = features.gradients.task.ids_as
-        for segment in loaders.segments(loader, self.device, 2**62, ids_as):
+        for segment in batches.segments(loader, self.device, 2**62, ids_as):
             targets.note_data(segment.batch, segment.ids)
             with closing(features(weights, segment, m, context)) as chunks:
                 for gradients, made in chunks:

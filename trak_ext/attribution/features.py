@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import _check
 from ..gradients import GradientComputer, SampleGradients
-from ..inputs import loaders
-from ..inputs.loaders import SampleDigest, SampleId, Segment, batch_size
+from ..inputs import batches
+from ..inputs.batches import SampleDigest, SampleId, Segment, batch_size
 from ..kernels import operators
 from ..kernels.projection import MAX_PROJ_DIM, MAX_SEED, check_nnz
 from ..store import Context, Shard, StoreError
@@ -201,7 +201,7 @@ class _DigestedBatches:
         return self._digest.hexdigest()
 
     def _all(self, loader: Iterable[Any], device: torch.device) -> Iterator[tuple[int, Any]]:
-        for segment in loaders.segments(loader, device, 2**62):
+        for segment in batches.segments(loader, device, 2**62):
             self._digest.add(segment.batch, segment.ids)
             self.count = segment.stop
             yield segment.start, segment.batch

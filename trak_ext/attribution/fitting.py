@@ -12,11 +12,10 @@ from torch import Tensor
 
 from .. import _check
 from ..estimator.damping import ImpliedRidge, fitted_above
-from ..inputs import loaders
-from ..inputs.loaders import Segment, map_tensors
+from ..inputs import batches, loaders
+from ..inputs.batches import Segment, map_tensors
 from ..store import CheckpointSummary, Context, Probe, Shard, Store, StoreError
-from ..store.base import probe_name, shard_name
-from ..store.records import settings_digest
+from ..store.base import probe_name, settings_digest, shard_name
 from . import probe as probes
 from .features import (
     FeatureMaker,
@@ -193,7 +192,7 @@ class _CheckpointFit:
         known, expected, store = fitter.known, fitter.digests, self._store
         count = 0
         ids_as = fitter.features.gradients.task.ids_as
-        for segment in loaders.segments(loader, fitter.device, rows, ids_as):
+        for segment in batches.segments(loader, fitter.device, rows, ids_as):
             start, count = segment.start, segment.stop
             if expected is not None and start // rows >= len(expected):
                 raise changed_data("train_loader", start, count)
@@ -210,7 +209,6 @@ class _CheckpointFit:
                 self._compute(segment, context)
             if count % rows == 0:
                 self._close_shard(count)
-        loaders.refuse_none("train_loader", count)
         if count % rows:
             self._close_shard(count)
         if known is not None and known.num_samples != count:
@@ -225,6 +223,8 @@ class _CheckpointFit:
                 raise other_count(str(count), "more", store.where(self._m, name))
         if expected is not None and len(self._shards) != len(expected):
             raise changed_data("train_loader", count, count)
+        if self._addition == 0:
+            loaders.refuse_none("train_loader", count)
         if self._finished is None:
             self._summarise(count)
         fitter.digests = [shard.data_digest for shard in self._shards]
@@ -311,14 +311,14 @@ class _CheckpointFit:
         """Keep the first samples with their features, once there are features of them."""
         if self._first is None:
             return
-        size = loaders.batch_size(self._first)
+        size = batches.batch_size(self._first)
         if self._builder.count < size or self._builder.bad:
             return
         rows = self._builder.so_far("", "")
         self._write_probe(rows, self._first)
 
     def _write_probe(self, rows: Shard, batch: Any) -> None:
-        size = loaders.batch_size(batch)
+        size = batches.batch_size(batch)
         first = rows._replace(
             **{name: getattr(rows, name)[:size].clone() for name in Shard._fields[:4]}
         )

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from ..inputs.loaders import Segment, map_tensors
-from ..inputs.structures import put_together, take_apart
+from ..inputs.batches import Segment, map_tensors, put_together, take_apart
 from ..store import Probe, Shard, StoreError
 from ..store.codec import can_keep
 from .features import FeatureMaker

@@ -13,9 +13,9 @@ from .. import _check
 from ..attribution.features import changed_data, not_finite, on_device, prepare_context
 from ..attribution.progress import Progress
 from ..gradients import GradientComputer, ParameterChoice
-from ..inputs import loaders
+from ..inputs import batches, loaders
+from ..inputs.batches import SampleDigest
 from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device
-from ..inputs.loaders import SampleDigest
 from ..kernels.projection import MAX_SEED, projection_matrix
 from ..kernels.score_pass import RunningTopK, TopK
 from ..store import SampleId
@@ -216,7 +216,7 @@ class Baseline(ABC):
                 context = on_device(self._contexts[m], self.device)
                 digest, stop = SampleDigest(), 0
                 parts: list[Features] = []
-                segments = loaders.segments(loader, self.device, 2**62, self.task.ids_as)
+                segments = batches.segments(loader, self.device, 2**62, self.task.ids_as)
                 for start, stop, batch, own in segments:
                     digest.add(batch, own)
                     if m == 0:

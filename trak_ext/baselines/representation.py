@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from ..gradients import GradientComputer
-from ..inputs.loaders import batch_size, map_tensors
+from ..inputs.batches import batch_size, map_tensors
 from ..tasks import Task
 from .base import Baseline, Features, State
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from .. import _check
-from ..inputs.loaders import (
-    batch_size,
-    batch_tensors,
-    in_containers,
-    map_tensors,
-    plain_containers,
-)
+from ..inputs.batches import batch_size, batch_tensors, in_containers, map_tensors, plain_containers
 from ..tasks import ModelOutput, Task
 from ..tasks.core import naming_faults
-from .functional import EvalMode, computing, old_transformers, weights_in_place
+from .functional import (
+    EvalMode,
+    computing,
+    old_transformers,
+    other_ways,
+    values_in_place,
+    weights_in_place,
+)
 from .memory import PeakBytes, free_bytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
 
@@ -286,6 +287,7 @@ class GradientComputer:
     def _compare(self, weights: _Weights, few: Any) -> None:
         owned = {**weights.constant, **weights.chosen}
         if self._written is None:
+            self._check_names(weights, few)
             with torch.inference_mode(False):
                 copies = {name: tensor.clone() for name, tensor in owned.items()}
             versions = {name: tensor._version for name, tensor in copies.items()}
@@ -308,6 +310,29 @@ class GradientComputer:
                     f"{_RANDOM_MODEL}: the {name} of one sample was {float(a[worst]):.6g} and then "
                     f"{float(b[worst]):.6g} (NumPy, random or an own generator in model or task?)"
                 )
+
+    def _check_names(self, weights: _Weights, few: Any) -> None:
+        """Refuse a model that reads a weight past its name, where another checkpoint's is not.
+
+        Outputs for weights that nobody has are compared: put in by name, and as values.
+        """
+        places = other_ways(self.model)
+        if not places:
+            return
+        given = {**weights.constant, **weights.chosen}
+        moved = {k: t * (1 + 2**-7) if t.is_floating_point() else t for k, t in given.items()}
+        outputs = []
+        for put in (weights_in_place, values_in_place):
+            with self._computing(), put(self.model, moved), torch.no_grad():
+                batch, positions = map_tensors(torch.clone, few)
+                outputs.append(self.task(self.model, batch, weights.context, positions).output)
+        by_name, as_values = outputs
+        if not torch.allclose(by_name, as_values, **_REPEATED, equal_nan=True):
+            raise ValueError(
+                "model: expected weights that are read by their names alone, got some that "
+                f"{' or '.join(places[:3])} leads to, where a checkpoint's cannot be put (read "
+                "them from their module in forward)"
+            )
 
     def _fitting(self, weights: _Weights, chunk: Any, size: int) -> SampleGradients | None:
         """Return the gradients of a sample chunk, None where fewer samples might fit in memory."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import threading
+import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -43,6 +45,60 @@ def weights_in_place(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterato
     finally:
         for tensors, replaced in places:
             tensors.update(replaced)
+
+
+def other_ways(model: nn.Module) -> list[str]:
+    """Return the plain attributes that lead to a parameter or buffer past its name.
+
+    Such as a list of weights, a closure or a partial function: whoever reads there may miss the
+    weights that `weights_in_place` put under the name.
+    """
+    owned = {id(t) for t in [*model.parameters(), *model.buffers()]}
+    found = []
+    for module_name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _OF_EVERY_MODULE and _leads_to(value, owned, 4):
+                found.append(f"{module_name}.{key}" if module_name else key)
+    return found
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _leads_to(value: Any, wanted: set[int], depth: int) -> bool:
+    if isinstance(value, Tensor):
+        return id(value) in wanted
+    if depth == 0 or isinstance(value, (nn.Module, type, str, bytes, int, float)):
+        return False
+    inner: list[Any] = []
+    if isinstance(value, Mapping):
+        inner += value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner += value
+    elif isinstance(value, functools.partial):
+        inner += [value.func, *value.args, *value.keywords.values()]
+    else:
+        cells = getattr(value, "__closure__", None) or ()
+        inner += [cell.cell_contents for cell in cells if cell != types.CellType()]
+        inner += getattr(value, "__defaults__", None) or ()
+        inner.append(getattr(value, "__self__", None))
+        inner += getattr(value, "__dict__", {}).values()
+    return any(_leads_to(part, wanted, depth - 1) for part in inner)
+
+
+@contextmanager
+def values_in_place(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Have a model's own tensors hold other values until the end."""
+    owned = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        kept = {name: owned[name].detach().clone() for name in weights}
+        try:
+            for name, values in weights.items():
+                owned[name].copy_(values)
+            yield
+        finally:
+            for name, values in kept.items():
+                owned[name].copy_(values)
 
 
 @contextmanager

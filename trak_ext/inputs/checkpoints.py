@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loaders import tensor_bytes
+from .batches import tensor_bytes
 from .weight_files import WRAPPERS, read_weights, same_values, without_prefixes
 
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]

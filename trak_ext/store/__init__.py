@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..inputs.loaders import SampleId
+from ..inputs.batches import SampleId
 from .base import Store, shard_rows
 from .directory import DirectoryStore
 from .features import StoredFeatures

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,12 @@ _SUMMARY_FACTS = ("num_samples", "data_digests", "fitted_above", "shards", "cont
 def shard_rows(width: int) -> int:
     """Return the samples of a shard: a function of the features per sample, so that runs agree."""
     return max(1, min(_MOST_ROWS, _SHARD_VALUES // width))
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Return a digest of a JSON-like mapping."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class Store(ABC):

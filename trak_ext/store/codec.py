@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs.loaders import tensor_bytes
+from ..inputs.batches import tensor_bytes
 
 _DIGITS = 32  # of a digest, in hexadecimal: 128 bits of SHA-256
 _KEY = "trak_ext"

@@ -20,12 +20,12 @@ from typing import Any
 
 from .. import _check
 from . import base
-from .base import Store
+from .base import Store, settings_digest
 from .codec import decode, encode
 from .files import clear_temporaries, read_whole, write_whole
 from .owner import NAME as OWNER_NAME
 from .owner import Owner
-from .records import KnownData, Record, StoreError, compare_settings, settings_digest
+from .records import KnownData, Record, StoreError, compare_settings
 
 FORMAT_VERSION = 3
 

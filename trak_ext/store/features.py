@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..estimator.formula import KernelAccumulator, SampleBlock
-from ..inputs.loaders import SampleId
-from .base import Store, shard_name
-from .records import CheckpointSummary, Shard, StoreError, settings_digest
+from ..inputs.batches import SampleId
+from .base import Store, settings_digest, shard_name
+from .records import CheckpointSummary, Shard, StoreError
 
 
 class StoredFeatures:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..inputs.loaders import SampleId
+from ..inputs.batches import SampleId
 
 
 class StoreError(ValueError):
@@ -64,7 +62,7 @@ class Probe(NamedTuple):
     curvature: Tensor  # fp32 [samples]
     output: Tensor  # fp32 [samples]
     position: int  # of the first one in the training set
-    structure: Any  # of their batch, as `inputs.structures` has it; None where it is not kept
+    structure: Any  # of their batch, as `inputs.batches` has it; None where it is not kept
     batch: list[Tensor]
     device: str  # type of the device that computed them
     digest: str = ""  # of the record
@@ -83,12 +81,6 @@ class Record(NamedTuple):
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]  # JSON
     digest: str = ""  # of all of it, "" in memory
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Return a digest of a JSON-like mapping."""
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def compare_settings(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:

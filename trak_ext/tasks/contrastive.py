@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _check
-from ..inputs.loaders import batch_size, map_tensors
+from ..inputs.batches import batch_size, map_tensors
 from .core import Batches, ModelOutput, Task, at_least_fp32
 
 _NEGATIVES = 128

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.loaders import ID_KEY
+from ..inputs.batches import ID_KEY
 
 IGNORED = -100  # the label that cross_entropy of torch and Hugging Face models leave out
 
@@ -152,6 +152,12 @@ def inputs_and_labels(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tens
         if key is None:
             raise ValueError(
                 f"batch: expected a mapping with 'labels' (or 'label'), got keys {list(batch)}"
+            )
+        odd = next((name for name in batch if not isinstance(name, str)), None)
+        if odd is not None:
+            raise ValueError(
+                "batch: expected strings as keys, which are the model's keyword arguments, got "
+                f"{odd!r}"
             )
         return (), {name: value for name, value in batch.items() if name != key}, batch[key]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:

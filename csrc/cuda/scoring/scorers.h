@@ -1,6 +1,6 @@
-// From a call to the kernel that scores it: tensor_core_scorer, warpgroup_scorer and plain_scorer (at
-// the end) take a dtype, bf16 parts and targets; the *tile_scorer functions say which tile so many
-// targets get. Every dtype is compiled in a file of its own (scoring_*_tiles.cu).
+// From a call to the kernel that scores it: tensor_core_scorer, warpgroup_scorer and plain_scorer
+// (at the end) take a dtype, bf16 parts and targets; the *tile_scorer functions say which tile so
+// many targets get. Every dtype is compiled in a file of its own (scoring_*_tiles.cu).
 #pragma once
 
 #include "scoring_kernel.h"
