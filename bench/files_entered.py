@@ -36,7 +36,9 @@ class Notes:
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         path = frame.f_code.co_filename
         if event == "call" and path.startswith(PACKAGE):
-            self.found.setdefault(path[len(PACKAGE) + 1 :], set()).add(frame.f_code.co_qualname)
+            code = frame.f_code
+            name = getattr(code, "co_qualname", code.co_name)  # Python 3.10 has the name alone
+            self.found.setdefault(path[len(PACKAGE) + 1 :], set()).add(name)
 
     def on(self) -> None:
         """Note from now on."""

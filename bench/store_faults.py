@@ -163,6 +163,21 @@ def faults(
                 yield Fault(kind, (name,), lambda store, new=new, w=write: w(store, new))
 
 
+def copied_folders(stores: Stores) -> Iterator[Fault]:
+    """Yield whole folders copied from other stores: a checkpoint, and an addition of all."""
+    files = [name for name in contents(stores.good) if "/" in name]
+    groups = {name.split("/")[0] for name in files} | {"part-0001"}
+    for source in ("other_data", "other_settings"):
+        for group in sorted(groups):
+            names = tuple(name for name in files if group in name.split("/"))
+
+            def copy(store: Path, names: tuple[str, ...] = names, source: str = source) -> None:
+                for name in names:
+                    shutil.copy(getattr(stores, source) / name, store / name)
+
+            yield Fault("folder copied", names, copy)
+
+
 def _swap(a: Path, b: Path) -> None:
     first, second = a.read_bytes(), b.read_bytes()
     a.write_bytes(second)
@@ -343,6 +358,7 @@ def kills(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     context = multiprocessing.get_context("fork")
     chosen = random.Random(seed)
     torch.set_num_threads(1)
+    fit_both(folder / "first")  # whatever takes long once
     begun = time.monotonic()
     fit_both(folder / "whole")
     length = time.monotonic() - begun
@@ -377,7 +393,9 @@ def short_form(folder: Path) -> list[tuple[str, tuple[str, ...], str]]:
     stores = make_stores(folder / "stores")
     folders = ("manifest.json", "checkpoint-0001")
     names = [name for name in contents(stores.good) if name.split("/")[0] in folders]
-    few = itertools.chain(faults(stores, stores.good, names, 1, 1), unfinished(stores, 2))
+    few = itertools.chain(
+        faults(stores, stores.good, names, 1, 1), copied_folders(stores), unfinished(stores, 2)
+    )
     table, bad = sweep(stores, few, folder)
     assert len(table) >= 8
     some = faults(stores, stores.under_way, list(contents(stores.under_way)), 1, 1)
@@ -406,7 +424,8 @@ def main() -> int:
                 files = list(contents(good))
                 all_faults = faults(stores, good, files, positions, 8)
                 if good == stores.good:
-                    all_faults = itertools.chain(all_faults, unfinished(stores))
+                    others = (copied_folders(stores), unfinished(stores))
+                    all_faults = itertools.chain(all_faults, *others)
                 table, bad = sweep(stores, all_faults, folder, good)
                 print(f"\n{good.name.replace('_', ' ')}: {len(files)} files")
                 print_table(table)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import trak_ext
+from children import run_python
 from trak_ext.kernels import operators
 
 LAW = ("rademacher", 5, 6, 7, 0, "high")
@@ -181,3 +182,17 @@ def test_compile_and_vmap_of_the_sparse_kind(dynamic):
 def test_the_operator_refuses_an_nnz_that_does_not_divide():
     with pytest.raises(ValueError, match="nnz: expected a positive divisor of proj_dim = 4"):
         torch.ops.trak_ext.project([torch.ones(2, 5)], 4, *SPARSE[:-1], 3)
+
+
+def test_the_first_call_does_not_import_torchs_compiler():
+    run_python(
+        "import sys, torch, trak_ext\n"
+        "before = len(sys.modules)\n"
+        "grads = torch.ones(2, 9)\n"
+        "trak_ext.project(grads, 4, out=torch.zeros(2, 4))\n"
+        "trak_ext.project(grads, 4, kind='sjlt')\n"
+        "trak_ext.projection_matrix(3, 4)\n"
+        "trak_ext.score(grads, grads)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "assert len(sys.modules) - before < 20, sorted(sys.modules)[before:]\n"
+    )

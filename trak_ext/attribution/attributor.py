@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, _check
-from ..estimator.formula import Estimator, Scorer
+from ..estimator.formula import Estimator, FactorCache, Scorer
 from ..gradients import GradientComputer, ParameterChoice
+from ..gradients.memory import free_bytes
 from ..inputs import batches, loaders
 from ..inputs.batches import SampleId
 from ..inputs.checkpoints import Checkpoint, Checkpoints, choose_device, state_digest
@@ -122,6 +123,8 @@ class Attributor:
         self._progress = _check.flag("progress", progress)
         self._probe = _check.flag("probe", probe)
         self.device = choose_device(model, device)
+        free = free_bytes(torch.device("cpu"))
+        self._factors = FactorCache(2**30 if free is None else free // 4)
         # The data it was chosen on, and the damping of each checkpoint's projection blocks.
         self._damping: tuple[list[list[str]], list[list[float]]] | None = None
 
@@ -172,6 +175,7 @@ class Attributor:
             raise ValueError(f"part: expected addition or part, got both: {addition} and {part}")
         addition = _check.integer("addition", addition if part is None else part, 0, 9999)
         probe = self._probe if probe is None else _check.flag("probe", probe)
+        self._factors.clear()
         with self._store.owned():
             versions = _versions(self._model)
             self._store.open(
@@ -353,7 +357,7 @@ class Attributor:
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
         known = self._damping is not None and self._damping[0] == fitted.data_digests
         damping = self._damping[1] if known and self._damping is not None else None
-        return Scorer(fitted, self.estimator, device, damping=damping)
+        return Scorer(fitted, self.estimator, device, damping=damping, cache=self._factors)
 
     def _solve_targets(
         self,

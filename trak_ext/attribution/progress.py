@@ -26,8 +26,11 @@ class Progress:
         self._m = 0
         self._done = 0  # samples of this checkpoint
         total = None if samples is None else samples * checkpoints
-        hidden = not show or not (_in_notebook() or _on_terminal())
-        self._bar = tqdm(total=total, desc=self._text(), unit=" samples", disable=hidden)
+        # A hidden bar is not made at all: tqdm has a lock that forked processes share, and one that
+        # is killed while it has it would stop the others for ever.
+        self._bar: tqdm | None = None
+        if show and (_in_notebook() or _on_terminal()):
+            self._bar = tqdm(total=total, desc=self._text(), unit=" samples")
 
     def __enter__(self) -> Progress:
         return self
@@ -38,19 +41,22 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def begin(self, m: int) -> None:
         """Go on to checkpoint m."""
-        if m == 1 and self._bar.total is None:  # the first pass has told
-            self._bar.total = self._done * self._checkpoints
-        self._m, self._done = m, 0
-        self._bar.set_description(self._text(), refresh=False)
+        first, self._m, self._done = self._done, m, 0
+        if self._bar is not None:
+            if m == 1 and self._bar.total is None:  # the first pass has told
+                self._bar.total = first * self._checkpoints
+            self._bar.set_description(self._text(), refresh=False)
 
     def advance(self, samples: int) -> None:
         """Count samples."""
         self._done += samples
-        self._bar.update(samples)
+        if self._bar is not None:
+            self._bar.update(samples)
 
     def _text(self) -> str:
         if self._checkpoints == 1:

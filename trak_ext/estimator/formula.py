@@ -9,7 +9,7 @@ leverage that `Estimator` states:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from ..kernels.score_pass import RunningTopK, SolvedTargets, TopK
 from .damping import choose_damping, ridge_of_sums
 
 _ROWS_AT_ONCE = 4096  # rows of features that are held in fp64 at a time
+_KERNEL_COLUMNS = 512  # of a kernel matrix, that are made at a time: from the diagonal down
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class TrainingFeatures(Protocol):
     def kernels(self, m: int) -> Tensor:
         """Return checkpoint m's kernel matrices, fp64 [b, k, k], where they are to be factored."""
 
+    def kernels_key(self, m: int) -> Hashable:
+        """Return what tells those matrices from others without making them; None for nothing."""
+
     def curvature(self, m: int) -> Tensor | None:
         """Return the weight of each sample in checkpoint m's kernel, [n]; None for ones."""
 
@@ -119,17 +123,29 @@ class KernelAccumulator:
     """
 
     def __init__(self, proj_dim: int, device: torch.device | str = "cpu") -> None:
-        self.matrix = torch.zeros((proj_dim, proj_dim), dtype=torch.float64, device=device)
+        self._lower = torch.zeros((proj_dim, proj_dim), dtype=torch.float64, device=device)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The kernel matrix so far, [k, k]: symmetric to the bit."""
+        whole = self._lower.clone()
+        for start in range(0, len(whole), _KERNEL_COLUMNS):
+            stop = start + _KERNEL_COLUMNS
+            corner = whole[start:stop, start:stop].tril()
+            whole[start:stop, start:stop] = corner + corner.tril(-1).T
+            whole[start:stop, stop:] = whole[stop:, start:stop].T
+        return whole
 
     def add(self, features: Tensor, curvature: Tensor | None = None) -> None:
         """Add the samples of `features` [n, k], weighted by `curvature` [n]."""
         for start in range(0, features.shape[0], _ROWS_AT_ONCE):
             rows = features[start : start + _ROWS_AT_ONCE].double()
-            if curvature is None:
-                self.matrix.addmm_(rows.T, rows)
-            else:
-                weights = curvature[start : start + _ROWS_AT_ONCE].double()
-                self.matrix.addmm_((rows * weights[:, None]).T, rows)
+            weighted = rows
+            if curvature is not None:
+                weighted = rows * curvature[start : start + _ROWS_AT_ONCE].double()[:, None]
+            for column in range(0, rows.shape[1], _KERNEL_COLUMNS):
+                columns = slice(column, column + _KERNEL_COLUMNS)
+                self._lower[column:, columns].addmm_(weighted[:, column:].T, rows[:, columns])
 
 
 def factor_kernel(kernel: Tensor, damping: float, ridge: float) -> Tensor:
@@ -157,6 +173,33 @@ def factor_kernel(kernel: Tensor, damping: float, ridge: float) -> Tensor:
             f"proj_dim={size}, or features that depend on each other; damping=1.0 is a good start)"
         )
     return factor
+
+
+class FactorCache:
+    """Factors of damped kernel matrices, kept from one call to the next in bounded memory.
+
+    Args:
+        limit: Bytes that are kept at most; what does not fit is made anew each time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: dict[int, tuple[Hashable, list[Tensor]]] = {}
+
+    def get(self, m: int, key: Hashable, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return checkpoint m's factors for a key: those that were kept for it, or made ones."""
+        if m in self._kept and self._kept[m][0] == key:
+            return self._kept[m][1]
+        self._kept.pop(m, None)
+        factors = make()
+        size = sum(factor.nbytes for _, kept in self._kept.values() for factor in kept)
+        if size + sum(factor.nbytes for factor in factors) <= self._limit:
+            self._kept[m] = (key, factors)
+        return factors
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
 
 
 def solve_targets(factor: Tensor, targets: Tensor) -> Tensor:
@@ -210,6 +253,7 @@ class Scorer:
         dtype: fp32 or fp64; of the scores.
         precision: Of fp32 on a CUDA device, as in `trak_ext.score`.
         damping: Chosen before, by checkpoint and projection block; None to choose here.
+        cache: Keeps factors for the next scorer; None for none.
     """
 
     def __init__(
@@ -221,7 +265,9 @@ class Scorer:
         dtype: torch.dtype = torch.float32,
         precision: str = "highest",
         damping: Sequence[Sequence[float]] | None = None,
+        cache: FactorCache | None = None,
     ) -> None:
+        self._cache = cache
         self._training = training
         self._estimator = estimator
         self._device = device
@@ -246,10 +292,17 @@ class Scorer:
 
     def factors(self, m: int) -> list[Tensor]:
         """Return the factor of each of checkpoint m's damped kernel matrices: fp64 [k, k]."""
+        key = self._training.kernels_key(m)
+        if self._cache is None or key is None:
+            return self._make_factors(m)
+        # "auto" chooses by the same features that the kernel matrices are made of.
+        chosen = None if self._chosen is None else tuple(self._chosen[m])
+        return self._cache.get(m, (key, self._estimator, chosen), lambda: self._make_factors(m))
+
+    def _make_factors(self, m: int) -> list[Tensor]:
         kernels = self._training.kernels(m)
-        ridge = self._estimator.ridge
         pairs = zip(kernels, self.damping(m, kernels), strict=True)
-        return [factor_kernel(kernel, damping, ridge) for kernel, damping in pairs]
+        return [factor_kernel(kernel, d, self._estimator.ridge) for kernel, d in pairs]
 
     def solve(self, targets: Sequence[Tensor]) -> None:
         """Take the next checkpoint's targets, features [t, k] of each projection block.

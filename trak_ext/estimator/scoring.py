@@ -220,6 +220,10 @@ class TensorFeatures:
             )
         return accumulator.matrix[None]
 
+    def kernels_key(self, m: int) -> None:
+        """Return None: tensors do not tell themselves from others."""
+        return None
+
     def curvature(self, m: int) -> Tensor | None:
         """Return R of each sample for checkpoint m, [n]; None for ones."""
         return None if self._curvature is None else self._curvature[m]

@@ -6,7 +6,7 @@ call. Schemas carry the 64-bit seed as two 32-bit words, since an operator's int
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,25 @@ def _check_memory(grads: Sequence[Tensor], out: Tensor) -> None:
             raise ValueError("out: expected memory apart from grads, got overlapping tensors")
 
 
-@torch.library.custom_op("trak_ext::project_", mutates_args={"out"})
+def _operator(name: str, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Register an operator, as `torch.library.custom_op` does.
+
+    That wraps the function to be left alone by dynamo, which imports all of torch's compiler at the
+    first call: 1 to 2 seconds, for a function whose inside no compiler sees. So it is put back as
+    it was, where torch keeps it in the place that it does today.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        operator = torch.library.custom_op(name, function, mutates_args=mutates_args)
+        kernels = getattr(operator, "_backend_fns", None)
+        if isinstance(kernels, dict) and None in kernels:
+            kernels[None] = function
+        return operator
+
+    return register
+
+
+@_operator("trak_ext::project_", mutates_args={"out"})
 def project_(
     grads: Sequence[Tensor],
     out: Tensor,
@@ -254,7 +272,7 @@ def cuda_queue(device: torch.device) -> dict[str, int]:
     return {"device": stream.device_index, "stream": stream.cuda_stream}
 
 
-@torch.library.custom_op("trak_ext::project", mutates_args=())
+@_operator("trak_ext::project")
 def project(
     grads: Sequence[Tensor],
     proj_dim: int,
@@ -275,7 +293,7 @@ def project(
     return out
 
 
-@torch.library.custom_op("trak_ext::projection_matrix", mutates_args=())
+@_operator("trak_ext::projection_matrix")
 def projection_matrix(
     num_params: int,
     proj_dim: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -111,6 +111,10 @@ class StoredFeatures:
             kernel = self._store.read_kernel(m, *self._kernel_key(m, addition))
             total += self._make_kernels(m, addition) if kernel is None else kernel
         return total
+
+    def kernels_key(self, m: int) -> Hashable:
+        """Return the digests of what checkpoint m's kernel matrices are made of."""
+        return tuple(self._kernel_key(m, addition) for addition in range(len(self._summaries)))
 
     def write_kernels(self, addition: int) -> None:
         """Make and keep the kernel matrices of an addition that the store lacks."""
