@@ -19,7 +19,7 @@ TILES = {
     "WarpgroupTile": ("passes", "warpgroups", "column_tiles", "rows"),
 }
 # As a name is mangled: the class that makes entries, and numbers after it.
-ENTRIES = r"INS_\d+(Rademacher|Normal)EntriesE((?:Li\d+E)+)"
+ENTRIES = r"INS\d*_\d+(Rademacher|Normal)EntriesE((?:Li\d+E)+)"
 
 
 @dataclasses.dataclass
