@@ -43,7 +43,8 @@ def _gradient_list(grads: Any) -> tuple[list[str], list[Tensor]]:
         named = [("grads", grads)]
     flat = []
     for name, grad in named:
-        if not isinstance(grad, Tensor) or grad.dim() == 0:  # cannot be handed on
+        # What cannot be handed on to the operator.
+        if not isinstance(grad, Tensor) or grad.dim() == 0 or grad.layout != torch.strided:
             _check.float_tensor(name, grad, "[B, P] (or a mapping to [B, *shape])", (2,))
         if (grad.requires_grad and torch.is_grad_enabled()) or _check.has_tangent(grad):
             raise ValueError(
@@ -51,7 +52,7 @@ def _gradient_list(grads: Any) -> tuple[list[str], list[Tensor]]:
                 "projection_matrix(...) where the projection itself must be differentiated), "
                 "got one that does"
             )
-        flatten = isinstance(grads, Mapping) and grad.layout == torch.strided
+        flatten = isinstance(grads, Mapping)
         flat.append(grad.reshape(grad.shape[0], math.prod(grad.shape[1:])) if flatten else grad)
     return [name for name, _ in named], flat
 
