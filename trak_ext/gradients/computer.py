@@ -163,11 +163,12 @@ class GradientComputer:
         if total <= skip:
             return
         self._probe(given, samples, weights.get(self.names[0]))
+        tensors = batch_tensors(batch)
         size = self._chunk_size.choose(
             next(iter(given.chosen.values())).device,
             total,
-            tuple((tensor.dtype, tuple(tensor.shape[1:])) for tensor in batch_tensors(batch)),
-            sum(tensor[0].nbytes for tensor in batch_tensors(batch)),
+            tuple((tensor.dtype, tuple(tensor.shape[1:])) for tensor in tensors),
+            sum(tensor[0].nbytes for tensor in tensors),
             sum(tensor.nbytes for tensor in (*given.chosen.values(), *given.constant.values())),
             lambda: self._measure(given, samples),
         )

@@ -287,7 +287,7 @@ class SampleDigest:
         """Add the samples of a batch: tensors with samples in front, and ids if there are any.
 
         Args:
-            structure: Of the batch: its keys and containers, `structures.structure_text`.
+            structure: Of the batch: its keys and containers, `structure_text`.
         """
         rows = [self._rows(tensor) for tensor in tensors]
         said = f"{structure}|".encode()

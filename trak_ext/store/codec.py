@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs.batches import tensor_bytes
+from ..inputs.batches import can_be_cut, tensor_bytes
 
 _DIGITS = 32  # of a digest, in hexadecimal: 128 bits of SHA-256
 _KEY = "trak_ext"
@@ -44,8 +44,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 def can_keep(tensor: Tensor) -> bool:
     """Whether a tensor can be written: dense, with values, of a dtype that safetensors has."""
-    plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
-    return plain and tensor.dtype in _NAMES
+    return can_be_cut(tensor) and tensor.dtype in _NAMES
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[list[Any], str]:
