@@ -82,6 +82,35 @@ def attribute_many(
     return totals
 
 
+def attribute_dual(measured: Measured, num_checkpoints: int | None = None) -> Tensor:
+    """Return what `attribute` does, by a matrix of the size of the training set.
+
+    (A'A + l I)^-1 = (I - A' (A A' + l I)^-1 A) / l with A = R^1/2 Phi (Woodbury's identity): for
+    proj_dim above n.
+    """
+    train, targets, q, f, r, *_ = measured
+    train, targets, q, f, r = (x[:num_checkpoints] for x in (train, targets, q, f, r))
+    num_checkpoints, n, width = train.shape
+    sums = []
+    for m in range(num_checkpoints):
+        implied = ImpliedRidge(width, fitted_above(f[m]))
+        implied.add(train[m], q[m], f[m], r[m])
+        sums.append(implied.sums)
+    implied_ridge = ridge_of_sums(torch.stack(sums), curvature=True)
+    root = r.double().mean(0).sqrt()
+    total = torch.zeros(n, targets.shape[1], dtype=torch.float64)
+    for m in range(num_checkpoints):
+        gram = (train[m] @ train[m].T).double()
+        trace = (root.square() * gram.diagonal()).sum()
+        ridge = choose_damping(trace.reshape(1, 1), n, implied_ridge) * trace
+        products = (train[m] @ targets[m].T).double()
+        curved = root[:, None] * gram * root
+        curved.diagonal().add_(ridge)
+        inner = torch.cholesky_solve(root[:, None] * products, torch.linalg.cholesky(curved))
+        total += (products - gram @ (root[:, None] * inner)) / ridge
+    return (total / num_checkpoints * q.double().mean(0)[:, None]).float()
+
+
 def gradient_product(measured: Measured) -> Tensor:
     """Return scores [n, t] with the kernel matrix left out: Q_i phi_i . phi_z, averaged."""
     train, targets, q = measured.train, measured.targets, measured.q

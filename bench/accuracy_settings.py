@@ -29,6 +29,26 @@ class Setting(NamedTuple):
     recipe: dict[str, float]  # what train_models is called with beside its defaults
 
 
+class Projection(NamedTuple):
+    """What gradients are projected by, as in `trak_ext.project`."""
+
+    proj_dim: int
+    kind: str = "rademacher"
+    nnz: int = 1
+    precision: str = "high"
+
+
+class Trained(NamedTuple):
+    """Checkpoints, and what networks retrained on m subsets say."""
+
+    setting: Setting
+    split: int
+    data: Data
+    states: dict[bool, list[dict[str, Tensor]]]  # of all data (False), of a half each (True)
+    masks: Tensor  # [m, n]
+    outputs: Tensor  # [m, t]
+
+
 class Measured(NamedTuple):
     """Features of M checkpoints, and what retraining on m subsets says."""
 
@@ -113,59 +133,79 @@ SETTINGS = {
 }
 
 
+def train(
+    setting: Setting,
+    *,
+    split: int,
+    halves: tuple[bool, ...] = (False, True),
+    num_checkpoints: int = 10,
+    num_subsets: int = 50,
+    models_a_subset: int = 5,
+) -> Trained:
+    """Train checkpoints on all data, on random halves, and the networks of the truth.
+
+    The halves that checkpoints are trained on are drawn apart from those of the truth.
+    """
+    data = setting.load(split)
+    inputs, labels = data[:2]
+    num_train = len(labels)
+    first = split * 10_000
+    masks = digits.subset_masks(num_subsets, num_train, seed=split)
+    outputs = digits.outputs_after_retraining(
+        data, masks, models_a_subset, first + 1_000,
+        model_factory=setting.factory, **setting.recipe,
+    )  # fmt: skip
+    states = {}
+    for half in halves:
+        subsets, seed = torch.arange(num_train).expand(num_checkpoints, -1), first
+        if half:
+            chosen = digits.subset_masks(num_checkpoints, num_train, seed=split + 777)
+            subsets, seed = chosen.nonzero()[:, 1].view(num_checkpoints, -1), first + 500
+        states[half] = list(
+            digits.unstack_states(
+                digits.train_models(
+                    inputs, labels, subsets, range(seed, seed + num_checkpoints),
+                    model_factory=setting.factory, **setting.recipe,
+                )
+            )
+        )  # fmt: skip
+    return Trained(setting, split, data, states, masks, outputs)
+
+
+def features(trained: Trained, half: bool, projections: list[Projection]) -> list[Measured]:
+    """Return features by each projection of the same gradients."""
+    computer = GradientComputer(trained.setting.factory(), get_task("image_classification"))
+    inputs, labels, test_inputs, test_labels = trained.data
+    sides: list[list[list[Tensor]]] = [[[], []] for _ in projections]
+    figures: list[list[Tensor]] = [[], [], []]
+    for m, state in enumerate(trained.states[half]):
+        for side, batch in enumerate(((inputs, labels), (test_inputs, test_labels))):
+            chunks = list(computer(state, batch))
+            for found, projection in zip(sides, projections, strict=True):
+                how = projection._asdict()
+                parts = [project(c.grads, seed=trained.split, model_id=m, **how) for c in chunks]
+                found[side].append(torch.cat(parts))
+            if side == 0:
+                for column, name in zip(figures, ("weight", "output", "curvature"), strict=True):
+                    column.append(torch.cat([getattr(c, name) for c in chunks]))
+    stacked = [torch.stack(column) for column in figures]
+    return [
+        Measured(torch.stack(train), torch.stack(targets), *stacked, trained.masks, trained.outputs)
+        for train, targets in sides
+    ]
+
+
 def measure(
     setting: Setting,
     *,
     split: int,
     halves: tuple[bool, ...] = (False, True),
     proj_dim: int = 512,
-    num_checkpoints: int = 10,
-    num_subsets: int = 50,
-    models_a_subset: int = 5,
+    **options: int,
 ) -> dict[bool, Measured]:
     """Train everything; return features of checkpoints trained on all data and on random halves.
 
-    The halves that checkpoints are trained on are drawn apart from those of the truth.
+    Options are those of `train`.
     """
-    inputs, labels, test_inputs, test_labels = setting.load(split)
-    num_train = len(labels)
-
-    def train(subsets: Tensor, first_seed: int) -> dict[str, Tensor]:
-        return digits.train_models(
-            inputs, labels, subsets, range(first_seed, first_seed + len(subsets)),
-            model_factory=setting.factory, **setting.recipe,
-        )  # fmt: skip
-
-    masks = digits.subset_masks(num_subsets, num_train, seed=split)
-    first = split * 10_000
-    outputs = digits.outputs_after_retraining(
-        (inputs, labels, test_inputs, test_labels), masks, models_a_subset, first + 1_000,
-        model_factory=setting.factory, **setting.recipe,
-    )  # fmt: skip
-
-    found = {}
-    for half in halves:
-        if half:
-            chosen = digits.subset_masks(num_checkpoints, num_train, seed=split + 777)
-            states = train(chosen.nonzero()[:, 1].view(num_checkpoints, -1), first + 500)
-        else:
-            states = train(torch.arange(num_train).expand(num_checkpoints, -1), first)
-        computer = GradientComputer(setting.factory(), get_task("image_classification"))
-        parts: list[list[Tensor]] = [[] for _ in range(5)]
-        for m, state in enumerate(digits.unstack_states(states)):
-            sides = []
-            for batch in ((inputs, labels), (test_inputs, test_labels)):
-                chunks = list(computer(state, batch))
-                features = [project(c.grads, proj_dim, seed=split, model_id=m) for c in chunks]
-                sides.append((torch.cat(features), chunks))
-            (train_features, chunks), (target_features, _) = sides
-            figures = [
-                torch.cat([getattr(c, name) for c in chunks])
-                for name in ("weight", "output", "curvature")
-            ]
-            for column, value in zip(
-                parts, [train_features, target_features, *figures], strict=True
-            ):
-                column.append(value)
-        found[half] = Measured(*[torch.stack(column) for column in parts], masks, outputs)
-    return found
+    trained = train(setting, split=split, halves=halves, **options)
+    return {half: features(trained, half, [Projection(proj_dim)])[0] for half in halves}
