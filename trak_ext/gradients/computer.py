@@ -36,7 +36,9 @@ _REPEATED = {"rtol": 1e-5, "atol": 1e-6}  # of f, Q and R on a second call
 LARGEST = 256
 LOOPED = 16  # samples of a chunk that are taken one at a time, by models that may be slow
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
-MOST_BYTES = 2**31  # on the CPU, whose cores are busy with far less and whose memory is shared
+# On the CPU, whose cores are busy with a few samples. Tensors of larger chunks outgrow what the
+# allocator keeps (32 MiB in glibc), and the pages that they fault in cost more than the arithmetic.
+MOST_BYTES = 2**27
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
 TINY = 2**30  # bytes of a thousand such models and inputs that any machine takes a few of
 SAFE = 1000  # times weights and inputs: more than activations are, unless those two are tiny
@@ -70,7 +72,7 @@ class GradientComputer:
         task: What is differentiated.
         params: See `choose_parameters`; other parameters are never differentiated.
         chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
-            half of the free memory takes, and 2 GiB on the CPU. Either is halved, with a warning,
+            half of the free memory takes, and 128 MiB on the CPU. Either is halved, with a warning,
             when memory runs out.
 
     Memory: beside the model and the weights, at most chunk_size times `sample_bytes`.
@@ -533,7 +535,7 @@ def _ordinary(tensor: Tensor) -> Tensor:
 class ChunkSize:
     """The size of a sample chunk: as given, or as many as half of the free memory takes.
 
-    On the CPU that is 2 GiB at most.
+    On the CPU that is 128 MiB at most, or one sample.
 
     What is free is asked once, or said by another run; what a sample takes is measured once for
     each kind of sample (its tensors' shapes and dtypes), whatever came before. So sample chunks,

@@ -116,6 +116,13 @@ class Store(ABC):
         `value` where it is the one that makes it.
         """
 
+    @abstractmethod
+    def recorded(self, name: str) -> Any:
+        """Return the setting of this name that made what is there, None where nothing says it.
+
+        It can be asked before `open`, which is what refuses a manifest that cannot be read.
+        """
+
     @property
     @abstractmethod
     def manifest(self) -> str:

@@ -106,6 +106,14 @@ class DirectoryStore(Store):
         if create and not (self._owner is not None and self._owner.shared):
             self._clear_temporaries()
 
+    def recorded(self, name: str) -> Any:
+        """Return a setting of the manifest, None where there is none that can be read."""
+        try:
+            found = self._read_manifest()
+        except (StoreError, OSError):
+            return None  # `open` says why
+        return None if found is None else found.get(name)
+
     def _take_on(self, manifest: dict[str, Any]) -> None:
         self._state = {key: manifest[key] for key in _STATE if key != "digest"}
         self._written_checkpoints = len(manifest["checkpoints"])

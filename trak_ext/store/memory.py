@@ -62,6 +62,9 @@ class MemoryStore(Store):
         """Return where a record is kept, for errors."""
         return f"{name!r} of checkpoint {checkpoint} in memory"
 
+    def recorded(self, name: str) -> None:
+        """Return None: features in memory belong to the run that made them."""
+
     @property
     def manifest(self) -> str:
         """Where it is kept what is finished, for errors."""
