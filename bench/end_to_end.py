@@ -39,7 +39,7 @@ TOKENS = 64
 class Residual(nn.Sequential):
     """Layers whose input is added to their output."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x + super().forward(x)
 
 

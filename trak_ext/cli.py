@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("--out", type=Path, required=True, metavar="FOLDER", help="folder to write into")
     option("--seed", type=_seed, default=1, help="of everything random (default: 1)")
-    text = "entries of the random projection matrix (default: rademacher)"
-    option("--kind", choices=KINDS, default="rademacher", help=text)
+    text = "entries of the random projection matrix (default: sjlt)"
+    option("--kind", choices=KINDS, default="sjlt", help=text)
     text = "columns of that matrix that each parameter meets, for --kind sjlt (default: 1)"
     option("--nnz", type=int, default=1, help=text)
     option("--quiet", action="store_true", help="print the results alone")

@@ -41,8 +41,9 @@ def small_shards(monkeypatch):
         {},
         {"kind": "normal", "seed": 2**64 - 1, "damping": 0.1},
         {"kind": "sjlt", "nnz": 2, "seed": 3},
+        {"kind": "rademacher", "seed": 2},
     ],
-    ids=["defaults", "options", "sparse"],
+    ids=["defaults", "options", "sparse", "rademacher"],
 )
 def test_equals_brute_force(task, options):
     model, make = CASES[task][0](), CASES[task][1]

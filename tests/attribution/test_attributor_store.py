@@ -150,7 +150,7 @@ def test_a_store_does_not_depend_on_addresses(tmp_path):
 
 def test_stores_of_the_sparse_kind_say_their_nnz_and_others_say_nothing(tmp_path):
     model = mlp()
-    attributor(model, store=tmp_path / "dense").fit([vectors(9)])
+    attributor(model, kind="rademacher", store=tmp_path / "dense").fit([vectors(9)])
     assert "nnz" not in json.loads((tmp_path / "dense" / "manifest.json").read_text())
     sparse = {"kind": "sjlt", "store": tmp_path / "sparse"}
     attributor(model, nnz=2, **sparse).fit([vectors(9)])
@@ -161,7 +161,43 @@ def test_stores_of_the_sparse_kind_say_their_nnz_and_others_say_nothing(tmp_path
     with pytest.raises(ValueError, match=f"nnz: expected a positive divisor .* {PROJ_DIM}"):
         attributor(model, kind="sjlt", nnz=7)
     with pytest.raises(ValueError, match="nnz: expected 1 with kind 'rademacher'"):
-        attributor(model, nnz=2)
+        attributor(model, kind="rademacher", nnz=2)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "normal", "sjlt"])
+def test_a_store_is_opened_with_its_kind_where_none_is_given(tmp_path, kind):
+    model, data = mlp(), [vectors(9)]
+    first = attributor(model, kind=kind, store=tmp_path)
+    first.fit(data)
+    again = attributor(model, store=tmp_path)
+    assert kind in repr(again)
+    again.fit(data)  # nothing is refused, nothing is made
+    assert torch.equal(again.attribute(data), first.attribute(data))
+    other = "normal" if kind == "rademacher" else "rademacher"
+    with pytest.raises(trak_ext.StoreError, match=f"kind.*{other}"):
+        attributor(model, kind=other, store=tmp_path).fit(data)
+
+
+def test_without_a_store_the_kind_is_sparse_and_project_stays_dense(tmp_path):
+    model, data = mlp(), [vectors(9)]
+    for store in (None, tmp_path / "new"):
+        usual = attributor(model, store=store)
+        assert "sjlt, nnz 1" in repr(usual)
+        usual.fit(data)
+        named = attributor(model, kind="sjlt")
+        named.fit(data)
+        assert torch.equal(usual.attribute(data), named.attribute(data))
+    grads = torch.randn(2, 300)
+    assert torch.equal(trak_ext.project(grads, 8), trak_ext.project(grads, 8, kind="rademacher"))
+
+
+def test_a_manifest_that_cannot_be_read_is_refused_when_it_is_used(tmp_path):
+    model, data = mlp(), [vectors(9)]
+    attributor(model, store=tmp_path).fit(data)
+    (tmp_path / "manifest.json").write_text("{")
+    broken = attributor(model, store=tmp_path)
+    with pytest.raises(trak_ext.StoreError, match="manifest"):
+        broken.attribute(data)
 
 
 def test_the_manifest_says_what_made_the_store(tmp_path):

@@ -52,7 +52,7 @@ ARGUMENTS = [
     ({"proj_dim": 8.0}, r"proj_dim: expected an integer, got 8\.0"),
     ({"proj_dim": True}, "proj_dim: expected an integer, got True"),
     ({"kind": "gaussian"}, "kind: expected one of 'rademacher', 'normal', 'sjlt', got 'gaussian'"),
-    ({"kind": None}, "kind: expected one of 'rademacher', 'normal', 'sjlt', got None"),
+    ({"kind": ""}, "kind: expected one of 'rademacher', 'normal', 'sjlt', got ''"),
     ({"seed": -1}, "seed: expected an integer from 0 to 18446744073709551615, got -1"),
     ({"seed": 2**64}, "seed: expected an integer from 0"),
     ({"seed": None}, "seed: expected an integer, got None"),

@@ -65,8 +65,8 @@ def brute_force():
             F.normalize(e.detach(), dim=1) for e in model(*(t.double() for t in train))
         )
         matrix = reference.projection_matrix(
-            sum(p.numel() for p in model.parameters()), PROJ_DIM, model_id=m
-        )  # fmt: skip
+            sum(p.numel() for p in model.parameters()), PROJ_DIM, kind="sjlt", model_id=m
+        )
         for side, data in (("train", train), ("test", test)):
             rows, own_weights = [], []
             for i in range(len(data[0])):

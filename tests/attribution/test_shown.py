@@ -23,7 +23,7 @@ def make(**options):
 def test_an_attributor_prints_what_it_computes():
     assert repr(make()) == (
         "Attributor(Sequential, task 'image_classification', 2 checkpoints, 59 parameters -> "
-        "proj_dim 6, rademacher, seed 0, features in memory, on cpu)"
+        "proj_dim 6, sjlt, nnz 1, seed 0, features in memory, on cpu)"
     )
 
 

@@ -121,7 +121,7 @@ def by_hand(task, model, sample):
     return (p / (1 - p)).log(), 1 - p
 
 
-def brute_force(task, model, states, train, test, *, damping=1.0, kind="rademacher", seed=0,
+def brute_force(task, model, states, train, test, *, damping=1.0, kind="sjlt", seed=0,
                 names=None, nnz=1):  # fmt: skip
     """Scores [n, t] in fp64, and the training features [M, n, k]."""
 

@@ -107,7 +107,7 @@ def scores(model, states, train, targets, output, *, names=None, proj_dim=PROJ_D
         double = in_double(model, state)
         g, _, q = gradients(double, train, output, names)
         g_target, _, _ = gradients(double, targets, output, names)
-        matrix = reference.projection_matrix(g.shape[1], proj_dim, seed=0, model_id=m)
+        matrix = reference.projection_matrix(g.shape[1], proj_dim, kind="sjlt", model_id=m)
         phi, phi_target = g @ matrix, g_target @ matrix
         kernel = phi.T @ phi
         kernel += np.trace(kernel) / proj_dim * np.eye(proj_dim)

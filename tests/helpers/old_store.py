@@ -48,6 +48,7 @@ def attributor(store: Path | None, **estimator: Any) -> Attributor:
         checkpoints=[state(3), state(11)],
         proj_dim=6,
         blocks=2,
+        kind="rademacher",  # the usual one then
         seed=2**40 + 1,
         store=store,
         device="cpu",

@@ -40,7 +40,7 @@ METHODS = {
 
 
 def run(
-    out: Path, *, seed: int = 1, kind: str = "rademacher", nnz: int = 1, progress: bool = True
+    out: Path, *, seed: int = 1, kind: str = "sjlt", nnz: int = 1, progress: bool = True
 ) -> dict[str, Any]:
     """Run the demonstration; write a table, a picture, a report and its bundle into `out`.
 
