@@ -196,7 +196,9 @@ def test_scores(name):
         output = clip_by_hand(double, train, range(8))  # all: fewer than 128
         g, _, q = by_hand(double, train, output, range(8))
         g_target, _, _ = by_hand(double, targets, output, [-1] * 3)
-        matrix = reference.projection_matrix(g.shape[1], brute_force.PROJ_DIM, seed=0, model_id=m)
+        matrix = reference.projection_matrix(
+            g.shape[1], brute_force.PROJ_DIM, kind="sjlt", model_id=m
+        )
         phi, phi_target = g @ matrix, g_target @ matrix
         kernel = phi.T @ phi
         kernel += np.trace(kernel) / len(kernel) * np.eye(len(kernel))
