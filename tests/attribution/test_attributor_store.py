@@ -164,10 +164,13 @@ def test_stores_of_the_sparse_kind_say_their_nnz_and_others_say_nothing(tmp_path
         attributor(model, kind="rademacher", nnz=2)
 
 
-@pytest.mark.parametrize("kind", ["rademacher", "normal", "sjlt"])
-def test_a_store_is_opened_with_its_kind_where_none_is_given(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("rademacher", {}), ("normal", {}), ("sjlt", {}), ("sjlt, nnz 2", {"nnz": 2})],
+)
+def test_a_store_is_opened_with_its_kind_where_none_is_given(tmp_path, kind, options):
     model, data = mlp(), [vectors(9)]
-    first = attributor(model, kind=kind, store=tmp_path)
+    first = attributor(model, kind=kind.partition(",")[0], **options, store=tmp_path)
     first.fit(data)
     again = attributor(model, store=tmp_path)
     assert kind in repr(again)

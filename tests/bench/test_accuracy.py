@@ -105,3 +105,9 @@ def test_curvature_pays_on_a_network(estimators, settings):
         for kind in ("none", "mean")
     )
     assert weighted >= plain + 0.03
+
+
+def test_the_dual_form_scores_as_the_primal_does(estimators, settings):
+    measured = settings("softmax", False)
+    primal, dual = estimators.attribute(measured), estimators.attribute_dual(measured)
+    assert float((primal - dual).abs().max()) <= 1e-5 * float(primal.abs().max())

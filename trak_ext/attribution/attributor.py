@@ -46,8 +46,9 @@ class Attributor:
         proj_dim: Features k per sample, checkpoint and projection block, at least 1.
         kind: As in `trak_ext.project`; None for that of the store, where there is one, and else for
             "sjlt", whose scores predict retraining as well as those of "rademacher" do
-            (`bench/accuracy_kinds.py`), at a hundredth of its time.
-        seed, precision, nnz: As in `trak_ext.project`; nnz entries of each projection block.
+            (`bench/accuracy_kinds.py`), at about the cost of reading the gradients.
+        nnz: As in `trak_ext.project`, of each projection block; None for the store's, and else 1.
+        seed, precision: As in `trak_ext.project`.
         damping: lambda / (tr(K)/k), or "auto" for what `choose_damping` says of each checkpoint's
             kernel and fit.
         ridge, leverage: As in `trak_ext.score`.
@@ -109,7 +110,7 @@ class Attributor:
         device: str | torch.device | None = None,
         chunk_size: int | None = None,
         precision: str = "high",
-        nnz: int = 1,
+        nnz: int | None = None,
         progress: bool = True,
         probe: bool = True,
     ) -> None:
@@ -123,6 +124,8 @@ class Attributor:
         self._store = open_store(store)
         if kind is None:
             kind = self._store.recorded("kind") or USUAL_KIND
+        if nnz is None:
+            nnz = (self._store.recorded("nnz") if kind == "sjlt" else None) or 1
         self._features = FeatureMaker(gradients, proj_dim, blocks, kind, seed, precision, nnz)
         self._checkpoints = Checkpoints(model, checkpoints)
         self._model = model
