@@ -25,6 +25,10 @@ MODULES += ["gradients", "inputs.loaders", "inputs.checkpoints", "known_answers"
 MODULES += ["report", "scoring", "store", "tasks"]
 
 
+# By a measurement that docs/accuracy.md shows: None is the store's, and else "sjlt" and 1.
+CHANGED_DEFAULTS = {"Attributor": {"kind": "None", "nnz": "None"}}
+
+
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=[".".join(pair) for pair in NAMES])
 def test_names_and_options_of_0_1_0(module, name):
     value = importlib.import_module(module)
@@ -44,7 +48,8 @@ def test_names_and_options_of_0_1_0(module, name):
     assert kept == list(expected)
     added = {key: default for key, default in found.items() if key not in expected}
     assert all(default != "" for default in added.values()), "an argument that 0.1.0 did not need"
-    assert {key: found[key] for key in kept} == expected
+    changed = CHANGED_DEFAULTS.get(name, {})
+    assert {key: found[key] for key in kept} == {**expected, **changed}
 
 
 @pytest.mark.parametrize("module", MODULES)
