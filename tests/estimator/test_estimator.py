@@ -147,8 +147,11 @@ def test_only_a_task_of_log_odds_implies_a_ridge(log_odds):
     assert not torch.allclose(known.attribute([test]), usual.attribute([test]))
 
 
-def test_blocks_are_columns_of_one_matrix():
-    wide, blocks = fitted(proj_dim=3 * PROJ_DIM), fitted(blocks=3)
+@pytest.mark.parametrize(("kind", "nnz"), [("rademacher", 1), ("normal", 1), ("sjlt", 3)])
+def test_blocks_are_columns_of_one_matrix(kind, nnz):
+    """Of a sparse one each block has entries of its own: as many blocks as it has repetitions."""
+    wide = fitted(proj_dim=3 * PROJ_DIM, kind=kind, nnz=nnz)
+    blocks = fitted(blocks=3, kind=kind)
     assert np.array_equal(features_of(wide)[0], features_of(blocks)[0])
 
 
