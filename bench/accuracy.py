@@ -9,7 +9,6 @@ default splits here had no part in it.
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 
 import accuracy_estimators
 from accuracy_estimators import attribute, attribute_many
-from accuracy_settings import SETTINGS, Measured, measure
+from accuracy_settings import SETTINGS, Measured, measure, parse_arguments
 from measure import print_table, write_json
 from trak_ext import soft_threshold
 from trak_ext.evaluation import lds
@@ -104,15 +103,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--splits", nargs="+", type=int, default=list(SPLITS))
-    parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="softmax and mlp, one split")
-    parser.add_argument("--json", help="where to write the rows")
-    args = parser.parse_args()
-    if args.quick:
-        args.settings, args.splits = ["softmax", "mlp"], args.splits[:1]
+    args = parse_arguments(__doc__.splitlines()[0], SPLITS, quick=["softmax", "mlp"])
     torch.set_num_threads(1)
     rows = rows_of(args.settings, args.splits, args.resamples)
     header, lines = table(rows)

@@ -55,20 +55,15 @@ def attribute_many(
     num_checkpoints: int | None = None,
 ) -> list[Tensor]:
     """Return scores [n, t] for each damping, the kernel matrices made once."""
-    train, targets, q, f, r, *_ = measured
-    train, targets, q, f, r = (x[:num_checkpoints] for x in (train, targets, q, f, r))
+    train, targets, q, _, r, *_ = measured
+    train, targets, q, r = (x[:num_checkpoints] for x in (train, targets, q, r))
     width = train.shape[2] // blocks if proj_dim is None else proj_dim
     weights = {"none": torch.ones_like(r), "own": r, "mean": r.mean(0).expand_as(r)}[curvature]
     mean_q = q.double().mean(0).float()
     terms = [
         (m, slice(b * width, (b + 1) * width)) for m in range(len(train)) for b in range(blocks)
     ]
-    sums = []
-    for m, columns in terms:
-        ridge = ImpliedRidge(width, fitted_above(f[m]))
-        ridge.add(train[m][:, columns], q[m], f[m], r[m])
-        sums.append(ridge.sums)
-    implied = ridge_of_sums(torch.stack(sums), curvature=curvature != "none")
+    implied = implied_ridge(measured, terms, curvature=curvature != "none")
     totals = [torch.zeros(train.shape[1], targets.shape[1]) for _ in dampings]
     for m, columns in terms:
         features, target_features = train[m][:, columns], targets[m][:, columns]
@@ -82,27 +77,36 @@ def attribute_many(
     return totals
 
 
+def implied_ridge(
+    measured: Measured, terms: list[tuple[int, slice]], *, curvature: bool
+) -> float | None:
+    """Return the ridge that fits imply, over checkpoints and the columns taken of each."""
+    sums = []
+    for m, columns in terms:
+        features = measured.train[m][:, columns]
+        ridge = ImpliedRidge(features.shape[1], fitted_above(measured.f[m]))
+        ridge.add(features, measured.q[m], measured.f[m], measured.r[m])
+        sums.append(ridge.sums)
+    return ridge_of_sums(torch.stack(sums), curvature=curvature)
+
+
 def attribute_dual(measured: Measured, num_checkpoints: int | None = None) -> Tensor:
     """Return what `attribute` does, by a matrix of the size of the training set.
 
     (A'A + l I)^-1 = (I - A' (A A' + l I)^-1 A) / l with A = R^1/2 Phi (Woodbury's identity): for
     proj_dim above n.
     """
-    train, targets, q, f, r, *_ = measured
-    train, targets, q, f, r = (x[:num_checkpoints] for x in (train, targets, q, f, r))
+    train, targets, q, _, r, *_ = measured
+    train, targets, q, r = (x[:num_checkpoints] for x in (train, targets, q, r))
     num_checkpoints, n, width = train.shape
-    sums = []
-    for m in range(num_checkpoints):
-        implied = ImpliedRidge(width, fitted_above(f[m]))
-        implied.add(train[m], q[m], f[m], r[m])
-        sums.append(implied.sums)
-    implied_ridge = ridge_of_sums(torch.stack(sums), curvature=True)
+    every = [(m, slice(0, width)) for m in range(num_checkpoints)]
+    implied = implied_ridge(measured, every, curvature=True)
     root = r.double().mean(0).sqrt()
     total = torch.zeros(n, targets.shape[1], dtype=torch.float64)
     for m in range(num_checkpoints):
         gram = (train[m] @ train[m].T).double()
         trace = (root.square() * gram.diagonal()).sum()
-        ridge = choose_damping(trace.reshape(1, 1), n, implied_ridge) * trace
+        ridge = choose_damping(trace.reshape(1, 1), n, implied) * trace
         products = (train[m] @ targets[m].T).double()
         curved = root[:, None] * gram * root
         curved.diagonal().add_(ridge)

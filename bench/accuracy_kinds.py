@@ -9,7 +9,6 @@ features in fp32, paired over targets and subsets. The splits had no part in any
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accuracy_estimators import attribute, attribute_dual
-from accuracy_settings import SETTINGS, Measured, Projection, features, train
+from accuracy_settings import SETTINGS, Measured, Projection, features, parse_arguments, train
 from measure import print_table, write_json
 from trak_ext.evaluation import lds, lds_difference
 
@@ -108,15 +107,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--splits", nargs="+", type=int, default=list(SPLITS))
-    parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="the MLP, one split")
-    parser.add_argument("--json", help="where to write the rows")
-    args = parser.parse_args()
-    if args.quick:
-        args.settings, args.splits = ["mlp"], args.splits[:1]
+    args = parse_arguments(__doc__.splitlines()[0], SPLITS, quick=["mlp"])
     torch.set_num_threads(1)
     rows = rows_of(args.settings, args.splits, args.resamples)
     print_table(f"LDS by kind, mean of splits {args.splits}", *table(rows))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -131,6 +132,22 @@ SETTINGS = {
         Setting("text", load_text, make_text_head, {"lr": 0.3}),
     )
 }
+
+
+def parse_arguments(
+    description: str, splits: Sequence[int], *, quick: list[str]
+) -> argparse.Namespace:
+    """Return settings, splits, resamples and json; --quick takes a few settings and one split."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--splits", nargs="+", type=int, default=list(splits))
+    parser.add_argument("--resamples", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help=f"{' and '.join(quick)}, one split")
+    parser.add_argument("--json", help="where to write the rows")
+    args = parser.parse_args()
+    if args.quick:
+        args.settings, args.splits = quick, args.splits[:1]
+    return args
 
 
 def train(
