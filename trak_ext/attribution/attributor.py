@@ -122,10 +122,11 @@ class Attributor:
             chunk_size = _check.integer("chunk_size", chunk_size, 1, 2**31)
         gradients = GradientComputer(model, self.task, params, chunk_size)
         self._store = open_store(store)
+        made = self._store.recorded() if kind is None or nnz is None else {}
         if kind is None:
-            kind = self._store.recorded("kind") or USUAL_KIND
+            kind = made.get("kind", USUAL_KIND)
         if nnz is None:
-            nnz = (self._store.recorded("nnz") if kind == "sjlt" else None) or 1
+            nnz = made.get("nnz", 1) if kind == "sjlt" else 1
         self._features = FeatureMaker(gradients, proj_dim, blocks, kind, seed, precision, nnz)
         self._checkpoints = Checkpoints(model, checkpoints)
         self._model = model

@@ -117,8 +117,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def recorded(self, name: str) -> Any:
-        """Return the setting of this name that made what is there, None where nothing says it.
+    def recorded(self) -> Mapping[str, Any]:
+        """Return the settings that made what is there, empty where nothing says them.
 
         It can be asked before `open`, which is what refuses a manifest that cannot be read.
         """

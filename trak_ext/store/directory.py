@@ -106,13 +106,12 @@ class DirectoryStore(Store):
         if create and not (self._owner is not None and self._owner.shared):
             self._clear_temporaries()
 
-    def recorded(self, name: str) -> Any:
-        """Return a setting of the manifest, None where there is none that can be read."""
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest says, empty where there is none that can be read."""
         try:
-            found = self._read_manifest()
+            return self._read_manifest() or {}
         except (StoreError, OSError):
-            return None  # `open` says why
-        return None if found is None else found.get(name)
+            return {}  # `open` says why
 
     def _take_on(self, manifest: dict[str, Any]) -> None:
         self._state = {key: manifest[key] for key in _STATE if key != "digest"}

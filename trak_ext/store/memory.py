@@ -62,8 +62,9 @@ class MemoryStore(Store):
         """Return where a record is kept, for errors."""
         return f"{name!r} of checkpoint {checkpoint} in memory"
 
-    def recorded(self, name: str) -> None:
-        """Return None: features in memory belong to the run that made them."""
+    def recorded(self) -> dict[str, Any]:
+        """Return nothing: features in memory belong to the run that made them."""
+        return {}
 
     @property
     def manifest(self) -> str:
