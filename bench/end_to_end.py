@@ -4,8 +4,8 @@
 
 Random weights and data from fixed seeds, one thread. "gradients" computes what `fit` does by
 `vmap(grad)`, in sample chunks of each size, and drops them; the ratios are to the best of those
-sizes. Every measurement is a process of its own, in turn; medians. Peak memory is above what the
-process held before, with the model.
+sizes. Every measurement is a process of its own, in turn; medians. Memory is what a process's peak
+grew by, after a warm-up of two samples.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,9 +129,9 @@ def run(model_name: str, what: str, samples: int) -> dict[str, float]:
         attributor = Attributor(model, task, **options)
         if what.startswith("attribute"):
             attributor.fit(train)
-            work = lambda: attributor.attribute(targets)  # noqa: E731
+            work = partial(attributor.attribute, targets)
         else:
-            work = lambda: attributor.fit(train)  # noqa: E731
+            work = partial(attributor.fit, train)
     else:
         computer = GradientComputer(model, get_task(task), None, int(what))
         weights = dict(model.state_dict())
@@ -205,7 +206,7 @@ def main() -> None:
     measured = {model: measure(model, args.samples, args.repeats) for model in args.models}
     print_table(
         f"{args.samples} samples, proj_dim {PROJ_DIM}, one thread",
-        ["", "s", "/ best gradients", "user s", "system s", "peak MiB"],
+        ["", "s", "/ best gradients", "user s", "system s", "grew by MiB"],
         table(measured),
     )
     settings = {"samples": args.samples, "repeats": args.repeats, "proj_dim": PROJ_DIM}

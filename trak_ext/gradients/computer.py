@@ -37,7 +37,7 @@ LARGEST = 256
 LOOPED = 16  # samples of a chunk that are taken one at a time, by models that may be slow
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
 # On the CPU, whose cores are busy with a few samples. Tensors of larger chunks outgrow what the
-# allocator keeps (32 MiB in glibc), and the pages that they fault in cost more than the arithmetic.
+# allocator keeps (32 MiB in glibc), and the pages that they fault in can cost as much as all else.
 MOST_BYTES = 2**27
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
 TINY = 2**30  # bytes of a thousand such models and inputs that any machine takes a few of
