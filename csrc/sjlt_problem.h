@@ -11,7 +11,8 @@
 namespace trak_ext {
 
 // out[b, j] += sum_p g[b, p] R[p, j], one sum over all tensors, in the order of the law. Tensors
-// follow one another in the matrix: param_offset grows by params from each to the next.
+// follow one another in the matrix, on CUDA without a gap. On the CPU there may be some: gradients
+// of the parameters in them are zero, which changes no sum.
 struct SjltProblem {
   SjltLaw law;
   const GradientView* grads;
@@ -29,6 +30,17 @@ static inline uint64_t sjlt_node(const SjltLaw& law, uint64_t param) {
   return param / law.width >> kSjltRadixLog2;
 }
 
+// Where the parameters of a problem lie.
+struct SjltRange {
+  uint64_t begin, end;
+};
+
+TRAK_EXT_LAW SjltRange sjlt_range(const SjltProblem& problem) {
+  if (problem.num_grads == 0) return {0, 0};
+  const GradientView& last = problem.grads[problem.num_grads - 1];
+  return {problem.grads[0].param_offset, last.param_offset + static_cast<uint64_t>(last.params)};
+}
+
 // Which nodes a projection touches, and how many levels above them are worth summing: those below
 // the one that is a single number.
 constexpr int kSjltLevelsMax = 10;  // a node's number has 57 bits
@@ -39,12 +51,9 @@ struct SjltNodes {
 };
 
 static inline SjltNodes sjlt_nodes(const SjltProblem& problem) {
-  int64_t params = 0;
-  for (int64_t i = 0; i < problem.num_grads; ++i) params += problem.grads[i].params;
-  if (params == 0 || problem.law.width == 0) return {0, 0, 0};
-  const uint64_t first = problem.grads[0].param_offset;
-  SjltNodes nodes = {sjlt_node(problem.law, first),
-                     sjlt_node(problem.law, first + static_cast<uint64_t>(params) - 1), 1};
+  const SjltRange range = sjlt_range(problem);
+  if (range.begin == range.end || problem.law.width == 0) return {0, 0, 0};
+  SjltNodes nodes = {sjlt_node(problem.law, range.begin), sjlt_node(problem.law, range.end - 1), 1};
   while (nodes.first >> (kSjltRadixLog2 * nodes.levels) !=
          nodes.last >> (kSjltRadixLog2 * nodes.levels)) {
     ++nodes.levels;

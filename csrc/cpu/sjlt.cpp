@@ -94,9 +94,9 @@ class Tree {
     std::fill_n(sums_, nodes.levels * size, 0.0f);
   }
 
-  // In the order of the nodes.
+  // In the order of the nodes; null for sums of nothing.
   void add(uint64_t node, const float* node_sums) {
-    add_to(level(0), node_sums, size_);
+    if (node_sums != nullptr) add_to(level(0), node_sums, size_);
     close(sjlt_closes(node, nodes_.levels));
   }
   const float* finish() {
@@ -139,6 +139,12 @@ void add_features(const SjltProblem& problem, const SjltPanel& panel, const floa
   }
 }
 
+// Whether a tensor has a parameter of a node.
+bool touches_node(const SjltProblem& problem, uint64_t node) {
+  const uint64_t begin = (node << kSjltRadixLog2) * problem.law.width;
+  return sjlt_touches(problem, begin, begin + kSjltRadix * problem.law.width);
+}
+
 int64_t size_of(const SjltPanel& panel) {
   return (panel.row_end - panel.row_begin) * sjlt_pitch(panel);
 }
@@ -163,8 +169,9 @@ void project_by_panels(const SjltProblem& problem, const SjltNodes& nodes, const
     auto* sums = static_cast<float*>(buffers[static_cast<size_t>(thread)].get());
     Tree tree(nodes, size_of(panel), trees[static_cast<size_t>(thread)].get());
     for (uint64_t node = nodes.first;; ++node) {
-      sum_node(problem, node, panel, scratch[static_cast<size_t>(thread)].get(), sums);
-      tree.add(node, sums);
+      const bool touched = touches_node(problem, node);
+      if (touched) sum_node(problem, node, panel, scratch[static_cast<size_t>(thread)].get(), sums);
+      tree.add(node, touched ? sums : nullptr);
       if (node == nodes.last) break;
     }
     add_features(problem, panel, tree.finish());
@@ -192,11 +199,15 @@ void project_by_nodes(const SjltProblem& problem, const SjltNodes& nodes, const 
       const auto count = static_cast<int64_t>(std::min(window, left));
       parallel_for(count, threads, [&](int thread, int64_t task) {
         const DefaultArithmetic arithmetic_here;
-        sum_node(problem, first + static_cast<uint64_t>(task), panel,
-                 scratch[static_cast<size_t>(thread)].get(), sums + task * size);
+        const uint64_t node = first + static_cast<uint64_t>(task);
+        if (!touches_node(problem, node)) return;
+        sum_node(problem, node, panel, scratch[static_cast<size_t>(thread)].get(),
+                 sums + task * size);
       });
-      for (int64_t i = 0; i < count; ++i)
-        tree.add(first + static_cast<uint64_t>(i), sums + i * size);
+      for (int64_t i = 0; i < count; ++i) {
+        const uint64_t node = first + static_cast<uint64_t>(i);
+        tree.add(node, touches_node(problem, node) ? sums + i * size : nullptr);
+      }
     }
     add_features(problem, panel, tree.finish());
   }

@@ -11,6 +11,27 @@ void project_sjlt(const SjltProblem& problem, int num_threads);
 void fill_sjlt_matrix(const SjltLaw& law, uint64_t param_offset, int64_t params, float* out,
                       int num_threads);
 
+// The first tensor that ends behind `param`, or num_grads.
+inline int64_t sjlt_tensor_behind(const SjltProblem& problem, uint64_t param) {
+  int64_t low = 0, high = problem.num_grads;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    const GradientView& grads = problem.grads[middle];
+    if (grads.param_offset + static_cast<uint64_t>(grads.params) <= param) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Whether a tensor has a parameter of [begin, end).
+inline bool sjlt_touches(const SjltProblem& problem, uint64_t begin, uint64_t end) {
+  const int64_t t = sjlt_tensor_behind(problem, begin);
+  return t < problem.num_grads && problem.grads[t].param_offset < end;
+}
+
 // Rows and, of one repetition, columns: what is summed together.
 struct SjltPanel {
   int64_t row_begin;

@@ -26,23 +26,15 @@ struct SjltScratch {
 // change no sum, for those that no tensor brings.
 TRAK_EXT_INLINE void read_params(const SjltProblem& problem, int64_t row, uint64_t first,
                                  int64_t count, float* values) {
-  // The last tensor that begins at `first` or before, or the first of all.
-  int64_t low = 0, high = problem.num_grads;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (problem.grads[middle].param_offset <= first ? low : high) = middle;
-  }
   int64_t done = 0;
-  for (int64_t t = low; t < problem.num_grads && done < count; ++t) {
+  for (int64_t t = sjlt_tensor_behind(problem, first); t < problem.num_grads && done < count; ++t) {
     const GradientView& grads = problem.grads[t];
-    const auto at = static_cast<int64_t>(first + static_cast<uint64_t>(done) - grads.param_offset);
-    if (at >= grads.params) continue;
-    if (at < 0) {  // before the first tensor
+    auto at = static_cast<int64_t>(first + static_cast<uint64_t>(done) - grads.param_offset);
+    if (at < 0) {  // a gap before the tensor
       const int64_t absent = -at < count - done ? -at : count - done;
       std::memset(values + done, 0, sizeof(float) * static_cast<size_t>(absent));
       done += absent;
-      --t;
-      continue;
+      at = 0;
     }
     const int64_t own = grads.params - at < count - done ? grads.params - at : count - done;
     pack_as_float({grads.data, grads.dtype, grads.row_stride, grads.param_stride}, row, 1, at, own,
@@ -156,26 +148,71 @@ TRAK_EXT_OUT_OF_LINE void add_rotated_group(int64_t columns, int64_t width, Grou
   }
 }
 
-// Where the whole problem's parameters lie.
-struct ParamRange {
-  uint64_t begin, end;
-};
-TRAK_EXT_INLINE ParamRange range_of(const SjltProblem& problem) {
-  const GradientView& last = problem.grads[problem.num_grads - 1];
-  return {problem.grads[0].param_offset, last.param_offset + static_cast<uint64_t>(last.params)};
-}
-
 // The fp32 tensor, parameters side by side, that has all of [begin, end), or null.
 TRAK_EXT_INLINE const GradientView* tensor_of(const SjltProblem& problem, uint64_t begin,
                                               uint64_t end) {
-  for (int64_t t = 0; t < problem.num_grads; ++t) {
+  const int64_t t = sjlt_tensor_behind(problem, begin);
+  if (t == problem.num_grads) return nullptr;
+  const GradientView& grads = problem.grads[t];
+  const bool whole = grads.param_offset <= begin &&
+                     end <= grads.param_offset + static_cast<uint64_t>(grads.params);
+  return whole && grads.dtype == DType::kFloat32 && grads.param_stride == 1 ? &grads : nullptr;
+}
+
+// Whether there is a gap between tensors in [begin, end).
+TRAK_EXT_INLINE bool has_gap(const SjltProblem& problem, uint64_t begin, uint64_t end) {
+  uint64_t covered = begin;
+  for (int64_t t = sjlt_tensor_behind(problem, begin); t < problem.num_grads; ++t) {
     const GradientView& grads = problem.grads[t];
-    if (grads.param_offset <= begin &&
-        end <= grads.param_offset + static_cast<uint64_t>(grads.params)) {
-      return grads.dtype == DType::kFloat32 && grads.param_stride == 1 ? &grads : nullptr;
-    }
+    if (grads.param_offset >= end) break;
+    if (grads.param_offset > covered && covered > problem.grads[0].param_offset) return true;
+    covered = grads.param_offset + static_cast<uint64_t>(grads.params);
   }
-  return nullptr;
+  return covered < end && covered < sjlt_range(problem).end;
+}
+
+// sums[first + i] += values[i], with the signs of the columns, for count places.
+TRAK_EXT_INLINE void add_piece(const float* values, int64_t first, int64_t count,
+                               const uint16_t* flips, float* sums) {
+  for (int64_t done = 0; done < count;) {
+    const int64_t v = (first + done) / kSjltColumns;
+    const int64_t from = first + done - v * kSjltColumns;
+    const int64_t own =
+        kSjltColumns - from < count - done ? kSjltColumns - from : count - done;
+    auto all = load<SixteenSums>(sums + v * kSjltColumns);
+    if (own == kSjltColumns) {
+      all.add(values + done, flips[v * kSjltGroup]);
+    } else {
+      alignas(64) float some[kSjltColumns] = {};
+      std::memcpy(some + from, values + done, sizeof(float) * static_cast<size_t>(own));
+      all.add(some, flips[v * kSjltGroup]);
+    }
+    store(sums + v * kSjltColumns, all);
+    done += own;
+  }
+}
+
+// sums[column] += the row's terms of parameters [first, first + count), which meet the columns from
+// `column` on, as far as tensors bring them.
+TRAK_EXT_INLINE void add_run(const SjltProblem& problem, int64_t row, uint64_t first, int64_t count,
+                             int64_t column, const uint16_t* flips, float* packed, float* sums) {
+  const uint64_t end = first + static_cast<uint64_t>(count);
+  for (int64_t t = sjlt_tensor_behind(problem, first); t < problem.num_grads; ++t) {
+    const GradientView& grads = problem.grads[t];
+    if (grads.param_offset >= end) return;
+    const uint64_t begin = grads.param_offset < first ? first : grads.param_offset;
+    const uint64_t behind = grads.param_offset + static_cast<uint64_t>(grads.params);
+    const auto at = static_cast<int64_t>(begin - grads.param_offset);
+    const auto own = static_cast<int64_t>((behind < end ? behind : end) - begin);
+    const float* values = packed;
+    if (grads.dtype == DType::kFloat32 && grads.param_stride == 1) {
+      values = static_cast<const float*>(grads.data) + row * grads.row_stride + at;
+    } else {
+      pack_as_float({grads.data, grads.dtype, grads.row_stride, grads.param_stride}, row, 1, at,
+                    own, packed, own);
+    }
+    add_piece(values, column + static_cast<int64_t>(begin - first), own, flips, sums);
+  }
 }
 
 // Chunks of at least this many columns are read where they lie.
@@ -190,11 +227,10 @@ TRAK_EXT_INLINE void sum_wide_node(const SjltProblem& problem, uint64_t node,
   const auto width = static_cast<int64_t>(law.width);
   ChunkRuns chunks[kSjltRadix];
   locate_chunks(law, node, panel, chunks);
-  const ParamRange range = range_of(problem);
   bool present[kSjltRadix];
   for (int c = 0; c < kSjltRadix; ++c) {
     present[c] =
-        chunks[c].chunk_first < range.end && chunks[c].chunk_first + law.width > range.begin;
+        sjlt_touches(problem, chunks[c].chunk_first, chunks[c].chunk_first + law.width);
     if (present[c]) {
       lay_out_signs(law, panel.repetition, chunks[c], columns, kSjltGroup, scratch.words,
                     scratch.flips + c / kSjltGroup * vectors * kSjltGroup + c % kSjltGroup);
@@ -202,11 +238,13 @@ TRAK_EXT_INLINE void sum_wide_node(const SjltProblem& problem, uint64_t node,
   }
   constexpr int kGroups = kSjltRadix / kSjltGroup;
   const GradientView* tensors[kGroups];
+  bool gaps[kGroups];
   for (int group = 0; group < kGroups; ++group) {
     const uint64_t first = chunks[group * kSjltGroup].chunk_first;
     tensors[group] = law.width < kSjltDirectWidth
                          ? nullptr
                          : tensor_of(problem, first, first + kSjltGroup * law.width);
+    gaps[group] = has_gap(problem, first, first + kSjltGroup * law.width);
   }
   for (int64_t row = panel.row_begin; row < panel.row_end; ++row) {
     float* own = sums + (row - panel.row_begin) * pitch;
@@ -235,6 +273,16 @@ TRAK_EXT_INLINE void sum_wide_node(const SjltProblem& problem, uint64_t node,
       bool any = false;
       for (int g = 0; g < kSjltGroup; ++g) any = any || present[group * kSjltGroup + g];
       if (!any) continue;
+      if (gaps[group]) {
+        for (int g = 0; g < kSjltGroup; ++g) {
+          if (!present[group * kSjltGroup + g]) continue;
+          float* packed = scratch.packed[0];
+          add_run(problem, row, runs[g].first, runs[g].left, 0, flips + g, packed, own);
+          add_run(problem, row, runs[g].chunk_first, columns - runs[g].left, runs[g].left,
+                  flips + g, packed, own);
+        }
+        continue;
+      }
       for (int g = 0; g < kSjltGroup; ++g) {
         float* packed = scratch.packed[g];
         source.source[g] = packed;
@@ -261,7 +309,7 @@ TRAK_EXT_INLINE void sum_narrow_node(const SjltProblem& problem, uint64_t node,
                                      const SjltPanel& panel, int64_t pitch, SjltScratch& scratch,
                                      float* sums) {
   const SjltLaw& law = problem.law;
-  const ParamRange range = range_of(problem);
+  const SjltRange range = sjlt_range(problem);
   const uint64_t begin = (node << kSjltRadixLog2) * law.width;
   const uint64_t low = begin < range.begin ? range.begin : begin;
   const uint64_t high =

@@ -8,9 +8,12 @@ import mmap
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import trak_ext
 from trak_ext import reference
+from trak_ext.kernels import operators
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -109,6 +112,64 @@ def test_a_mapping_is_one_sum():
         parts = dict(enumerate(grads.split(sizes, dim=1)))
         named = {str(i): part.to(DTYPES[i % 2]) for i, part in parts.items()}
         assert same_bits(project(named, proj_dim, nnz=2, param_offset=11), want)
+
+
+def with_gaps(grads: torch.Tensor, places: list[tuple[int, int]], proj_dim: int, **law):
+    """Return features of pieces of gradients, and of those with zeros everywhere else."""
+    zeros = torch.zeros_like(grads)
+    for begin, end in places:
+        zeros[:, begin:end] = grads[:, begin:end]
+    offset = law.get("param_offset", 0)
+    out = torch.zeros(len(grads), proj_dim)
+    seed = law.get("seed", 0)
+    operators.project_placed(
+        [(grads[:, begin:end], offset + begin) for begin, end in places],
+        out, "sjlt", seed, 0, law.get("model_id", 0), "highest", law.get("nnz", 1),
+    )  # fmt: skip
+    return out, project(zeros, proj_dim, **law)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("proj_dim", [1, 6, 63, 64, 100, 128, 2048, 4100])
+def test_gaps_are_zeros(proj_dim, dtype):
+    # Rows of an embedding, some of them neighbours, between dense tensors; a gap of whole nodes.
+    grads = wild(5, 300_000).clamp(-60000, 60000).to(dtype)
+    rows = sorted({*range(40, 44), *range(90, 700, 37), 1500})
+    places = [(0, 77), (77, 100), *((100 + 96 * row, 196 + 96 * row) for row in rows)]
+    places += [(290_000, 290_000), (290_001, 299_000), (299_003, 300_000)]
+    for offset in (0, 64 * proj_dim - 3):
+        law = {"param_offset": offset, "nnz": 2 if proj_dim % 2 == 0 else 1, "seed": 5}
+        found, want = with_gaps(grads, places, proj_dim, **law)
+        assert same_bits(found, want)
+        turned, _ = with_gaps(grads.T.contiguous().T, places, proj_dim, **law)
+        assert same_bits(turned, want)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_gaps_whatever_the_threads(threads, rows):
+    grads = wild(rows, 2**20)
+    places = [(i, i + 300) for i in range(5, 2**20 - 300, 700)]
+    for proj_dim in (40, 8192):
+        trak_ext.set_num_threads(threads)
+        found, want = with_gaps(grads, places, proj_dim, param_offset=2**40 + 1)
+        trak_ext.set_num_threads(None)
+        assert same_bits(found, want)
+
+
+@given(
+    data=st.data(),
+    rows=st.integers(1, 4),
+    proj_dim=st.integers(1, 300),
+    offset=st.integers(0, 2**42),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_gaps(data, rows, proj_dim, offset):
+    borders = sorted(data.draw(st.lists(st.integers(0, 30_000), min_size=2, max_size=24)))
+    grads = wild(rows, 30_000)
+    places = list(zip(borders[::2], borders[1::2], strict=False))
+    found, want = with_gaps(grads, places, proj_dim, param_offset=offset)
+    assert same_bits(found, want)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -66,7 +66,7 @@ class Attributor:
             are kept in memory of the CPU, or in the store, and come to a CUDA device a block at a
             time for scoring.
         chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
-            half of the free memory takes, and 128 MiB on the CPU. Halved, with a warning, where
+            half of the free memory takes, and 256 MiB on the CPU. Halved, with a warning, where
             memory runs out.
         progress: Whether to show progress bars, on a terminal or in a notebook.
         probe: Whether a store keeps the first samples of the training set, and whether they are
@@ -120,7 +120,7 @@ class Attributor:
         self.estimator = Estimator(damping, ridge, curvature, leverage)
         if chunk_size is not None:
             chunk_size = _check.integer("chunk_size", chunk_size, 1, 2**31)
-        gradients = GradientComputer(model, self.task, params, chunk_size)
+        gradients = GradientComputer(model, self.task, params, chunk_size, tables_by_row=True)
         self._store = open_store(store)
         made = self._store.recorded() if kind is None or nnz is None else {}
         if kind is None:
@@ -403,7 +403,7 @@ class Attributor:
             )
         names = set(self._features.gradients.names)  # whatever requires_grad says by now
         computer = GradientComputer(
-            self._model, task, lambda name, _: name in names, self._chunk_size
+            self._model, task, lambda name, _: name in names, self._chunk_size, tables_by_row=True
         )
         return self._features.of_task(computer)
 
@@ -421,12 +421,13 @@ class Attributor:
         context = prepared if features.gradients.task.prepare is not None else None
         targets = ShardBuilder(0, features.width)
         ids_as = features.gradients.task.ids_as
-        for segment in batches.segments(loader, self.device, 2**62, ids_as):
-            targets.note_data(segment.batch, segment.ids)
-            with closing(features(weights, segment, m, context)) as chunks:
-                for gradients, made in chunks:
-                    targets.append(gradients, made)
-                    bar.advance(len(made))
+        with features.gradients.reusing_memory():
+            for segment in batches.segments(loader, self.device, 2**62, ids_as):
+                targets.note_data(segment.batch, segment.ids)
+                with closing(features(weights, segment, m, context)) as chunks:
+                    for output, made in chunks:
+                        targets.append(output, made)
+                        bar.advance(len(made))
         return targets.finish("test_loader")
 
     def _check_probe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..inputs import batches
 from ..inputs.batches import SampleDigest, SampleId, Segment, batch_size
 from ..kernels import operators
 from ..kernels.projection import MAX_PROJ_DIM, MAX_SEED, check_nnz
+from ..tasks import ModelOutput
 from ..store import Context, Shard, StoreError
 
 
@@ -60,8 +62,8 @@ class FeatureMaker:
         context: Mapping[str, Tensor] | None = None,
         offset: int | None = None,
         skip: int = 0,
-    ) -> Generator[tuple[SampleGradients, Tensor], None, None]:
-        """Yield gradients and features fp32 [B, width] of a segment, a sample chunk at a time.
+    ) -> Generator[tuple[ModelOutput, Tensor], None, None]:
+        """Yield f, Q and R, and features fp32 [B, width], of a segment, a sample chunk at a time.
 
         Args:
             context: What the task prepared for this checkpoint, if it does.
@@ -76,13 +78,30 @@ class FeatureMaker:
         nnz = self.blocks * self.nnz if self.kind == "sjlt" else 1
         words = (self.seed & 0xFFFFFFFF, self.seed >> 32)
         for chunk in self.gradients(weights, segment.batch, context, index, skip):
-            grads = [g.detach().reshape(len(g), g[0].numel()) for g in chunk.grads.values()]
-            yield (
-                chunk,
-                operators.project(
-                    grads, self.width, self.kind, *words, checkpoint, 0, self.precision, nnz
-                ),
-            )
+            how = (self.kind, *words, checkpoint)
+            if not chunk.rows:
+                grads = [g.detach().reshape(len(g), g[0].numel()) for g in chunk.grads.values()]
+                features = operators.project(grads, self.width, *how, 0, self.precision, nnz)
+                del grads
+            else:
+                features = torch.zeros(len(chunk.output), self.width, device="cpu")
+                operators.project_placed(self._placed(chunk), features, *how, self.precision, nnz)
+            figures = chunk.figures
+            del chunk  # before the next is computed
+            yield figures, features
+
+    def _placed(self, chunk: SampleGradients) -> list[tuple[Tensor, int]]:
+        """Return gradients [B, P_i], each with its param_offset, without a table's other rows."""
+        placed: list[tuple[Tensor, int]] = []
+        offset = 0
+        for name, shape in self.gradients.shapes.items():
+            if name in chunk.rows:
+                placed += chunk.rows[name].placed(offset)
+            else:
+                grads = chunk.grads[name].detach()
+                placed.append((grads.reshape(len(grads), math.prod(shape)), offset))
+            offset += math.prod(shape)
+        return placed
 
 
 class ShardBuilder:
@@ -126,9 +145,9 @@ class ShardBuilder:
         if ids is not None:
             self._ids = [*(self._ids or []), *ids]
 
-    def append(self, gradients: SampleGradients, features: Tensor) -> None:
+    def append(self, output: ModelOutput, features: Tensor) -> None:
         """Add a sample chunk's features, noting samples with NaN or Inf in anything."""
-        figures = (gradients.weight, gradients.curvature, gradients.output)
+        figures = (output.weight, output.curvature, output.output)
         good = torch.isfinite(features).all(1)
         for kept, figure in zip(self._figures, figures, strict=True):
             good &= torch.isfinite(figure)

@@ -77,7 +77,8 @@ class Fitter:
         """
         one = _CheckpointFit(self, m, weights, loader, bar)
         try:
-            one.run(loader)
+            with self.features.gradients.reusing_memory():
+                one.run(loader)
         except ValueError:  # of other data than the store's, perhaps: nothing to keep
             raise
         except BaseException:
@@ -277,10 +278,10 @@ class _CheckpointFit:
         made = fitter.features(self._weights, segment, self._m, context, fitter.offset, skip)
         done = skip
         with closing(made) as chunks:  # so that an error here ends eval mode at once
-            for gradients, features in chunks:
+            for output, features in chunks:
                 stop = done + len(features)
                 self._note(segment, done, stop)
-                builder.append(gradients, features)
+                builder.append(output, features)
                 self._bar.advance(stop - done)
                 done = stop
                 self._make_probe()

@@ -139,8 +139,8 @@ def _computed(
     made = []
     segment = Segment(0, count, batch, None)
     with closing(features(weights, segment, m, context, probe.position)) as chunks:
-        for gradients, projected in chunks:
-            figures = (gradients.weight, gradients.curvature, gradients.output)
+        for output, projected in chunks:
+            figures = (output.weight, output.curvature, output.output)
             made.append((projected.cpu(), *(figure.float().cpu() for figure in figures)))
     return [torch.cat(parts).double() for parts in zip(*made, strict=True)]
 

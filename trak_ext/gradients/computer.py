@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from .. import _check
 from ..inputs.batches import batch_size, batch_tensors, in_containers, map_tensors, plain_containers
 from ..tasks import ModelOutput, Task
 from ..tasks.core import naming_faults
+from .chunk_size import ChunkSize
+from .embeddings import Lookups, RowGradients, looked_up_tables
 from .functional import (
     EvalMode,
     computing,
@@ -25,7 +28,7 @@ from .functional import (
     values_in_place,
     weights_in_place,
 )
-from .memory import PeakBytes, free_bytes, is_out_of_memory
+from .memory import KeptHeap, PeakBytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
@@ -33,15 +36,7 @@ _PROBED = 2  # samples that every checkpoint's first gradients are computed of t
 _ZEROS = 2  # samples whose gradients may not all be zero
 _REPEATED = {"rtol": 1e-5, "atol": 1e-6}  # of f, Q and R on a second call
 
-LARGEST = 256
 LOOPED = 16  # samples of a chunk that are taken one at a time, by models that may be slow
-SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
-# On the CPU, whose cores are busy with a few samples. Tensors of larger chunks outgrow what the
-# allocator keeps (32 MiB in glibc), and the pages that they fault in can cost as much as all else.
-MOST_BYTES = 2**27
-UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
-TINY = 2**30  # bytes of a thousand such models and inputs that any machine takes a few of
-SAFE = 1000  # times weights and inputs: more than activations are, unless those two are tiny
 
 
 class SampleGradients(NamedTuple):
@@ -51,6 +46,12 @@ class SampleGradients(NamedTuple):
     output: Tensor  # [B]
     weight: Tensor  # [B]
     curvature: Tensor  # [B]
+    rows: Mapping[str, RowGradients] = MappingProxyType({})  # tables that are not in grads
+
+    @property
+    def figures(self) -> ModelOutput:
+        """f, Q and R."""
+        return ModelOutput(self.output, self.weight, self.curvature)
 
 
 class _Weights(NamedTuple):
@@ -72,10 +73,13 @@ class GradientComputer:
         task: What is differentiated.
         params: See `choose_parameters`; other parameters are never differentiated.
         chunk_size: Samples whose gradients are computed at a time; None for up to 256, as many as
-            half of the free memory takes, and 128 MiB on the CPU. Either is halved, with a warning,
+            half of the free memory takes, and 256 MiB on the CPU. Either is halved, with a warning,
             when memory runs out.
+        tables_by_row: Whether `SampleGradients.rows` may have the gradients of embedding tables, on
+            the CPU, where most of their rows are looked up by no sample of a chunk.
 
-    Memory: beside the model and the weights, at most chunk_size times `sample_bytes`.
+    Memory: beside the model and the weights, at most chunk_size times `sample_bytes`, by callers that
+    let go of a sample chunk before they ask for the next.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class GradientComputer:
         task: Task,
         params: ParameterChoice = None,
         chunk_size: int | None = None,
+        tables_by_row: bool = False,
     ) -> None:
         self.model = model
         self.task = task
@@ -97,9 +102,11 @@ class GradientComputer:
         self.shapes = {name: tuple(named[name].shape) for name in self.names}
         self.num_params = sum(named[name].numel() for name in self.names)
         self.chunk_size = chunk_size
+        self._tables = looked_up_tables(model, self.names) if tables_by_row else []
         self._chunk_size = ChunkSize(chunk_size)
         self._one_by_one = False
         self._reentrant = False  # activation checkpointing that wants backward() itself
+        self._heap: KeptHeap | None = None
         self._mode: EvalMode | None = None
         self._written: set[str] | None = None  # weights that the forward writes to, once known
         self._probed: weakref.ref[Tensor] | None = None
@@ -107,7 +114,7 @@ class GradientComputer:
         self._nothing_yet: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mode": None, "_probed": None}
+        return {**self.__dict__, "_mode": None, "_probed": None, "_heap": None}
 
     def prepare(
         self, weights: Mapping[str, Tensor], batches: Iterable[tuple[int, Any]], checkpoint: int
@@ -174,6 +181,8 @@ class GradientComputer:
             sum(tensor.nbytes for tensor in (*given.chosen.values(), *given.constant.values())),
             lambda: self._measure(given, samples),
         )
+        if self._heap is not None and given.chosen[self.names[0]].device.type == "cpu":
+            self._heap.keep(size * self._chunk_size.sample_bytes)
         if self._one_by_one:  # no bit depends on it, and nobody waits long for the end of one
             size = min(size, LOOPED)
         start = skip
@@ -185,7 +194,18 @@ class GradientComputer:
                 continue
             self._explain(given, samples, start, part)
             yield part
+            del part
             start = stop
+
+    @contextmanager
+    def reusing_memory(self) -> Iterator[None]:
+        """Keep the memory of one sample chunk for the next, on the CPU, until the end."""
+        before = self._heap
+        self._heap = before or KeptHeap()
+        try:
+            yield
+        finally:
+            self._heap = before
 
     def agree_on_chunks(
         self, device: torch.device, agree: Callable[[str, int | None], int | None]
@@ -205,14 +225,15 @@ class GradientComputer:
 
     def _explain(self, weights: _Weights, samples: Any, start: int, part: SampleGradients) -> None:
         """Say why outputs are NaN, where the task can tell, or all gradients zero."""
-        finite = torch.stack([torch.isfinite(figure) for figure in part[1:]]).all(0)
+        finite = torch.stack([torch.isfinite(figure) for figure in part.figures]).all(0)
         if not bool(finite.all()):
             chunk = _rows(samples, start, start + len(finite))
             with self._alone(weights, chunk) as (batch, positions), naming_faults():
                 self.task(self.model, batch, weights.context, positions)
         if self._nothing_yet is None:
             return
-        if any(bool(grad.any()) for grad in part.grads.values()):  # NaN too
+        values = [*part.grads.values(), *(table.values for table in part.rows.values())]
+        if any(bool(value.any()) for value in values):  # NaN too
             self._nothing_yet = None
             return
         self._nothing_yet += len(part.output)
@@ -252,9 +273,8 @@ class GradientComputer:
     ) -> int:
         """Return the bytes that each sample of a sample chunk takes, measured at the first.
 
-        Its gradients, what is kept of the forward and made in the backward pass, and once more its
-        gradients: a caller holds those of one chunk while the next is computed. Arguments as for a
-        call.
+        Its gradients, and what is kept of the forward and made in the backward pass. Arguments as
+        for a call.
         """
         samples = (batch, self._positions(index, batch))
         given = self._weights(weights, context, samples[1].device)
@@ -263,8 +283,8 @@ class GradientComputer:
 
     def _measure(self, weights: _Weights, samples: Any) -> int:
         with self._computing(), PeakBytes() as memory:
-            part = self._attempt(weights, _rows(samples, 0, 1))
-        return memory.peak + sum(grad.nbytes for grad in part.grads.values())
+            self._attempt(weights, _rows(samples, 0, 1))
+        return memory.peak
 
     def _probe(self, weights: _Weights, samples: Any, given: Tensor | None) -> None:
         """Compute a few samples twice, once for each checkpoint: f, Q and R must be the same.
@@ -305,8 +325,8 @@ class GradientComputer:
                 raise
             self._written = {name for name, t in copies.items() if t._version != versions[name]}
         with self._computing():
-            once, again = (self._attempt(weights, few)[1:] for _ in range(2))
-        for name, a, b in zip(SampleGradients._fields[1:], once, again, strict=True):
+            once, again = (self._attempt(weights, few).figures for _ in range(2))
+        for name, a, b in zip(ModelOutput._fields, once, again, strict=True):
             if not torch.allclose(a, b, **_REPEATED, equal_nan=True):
                 worst = int((a - b).abs().argmax())
                 raise RuntimeError(
@@ -412,16 +432,18 @@ class GradientComputer:
         sample: Any,
         held: ExitStack,
         batch: Any,
+        lookups: Lookups | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return f of a sample (tensors without a batch dimension), and (f, Q, R).
 
         The weights stay in the model until `held` is closed, after the backward pass. `batch` says
-        what containers the task gets.
+        what containers the task gets, `lookups` what notes lookups in tables.
         """
         constant, context = others
         held.enter_context(weights_in_place(self.model, {**constant, **chosen}))
         plain, index = map_tensors(lambda tensor: tensor.unsqueeze(0), sample)
-        output = self.task(self.model, in_containers(plain, batch), context, index)
+        with lookups.watching(chosen, index) if lookups else nullcontext():
+            output = self.task(self.model, in_containers(plain, batch), context, index)
         if output.output.numel() != 1:
             raise ValueError(
                 f"task {self.task.name!r}: expected one output for one sample, "
@@ -452,12 +474,17 @@ class GradientComputer:
 
     def _vmap(self, weights: _Weights, chunk: Any) -> SampleGradients:
         others = (self._fresh(weights.constant), weights.context)
+        chosen = self._fresh(weights.chosen)
+        on_cpu = all(chosen[name].device.type == "cpu" for name in self._tables)
+        lookups = Lookups(self._tables) if self._tables and on_cpu else None
         with ExitStack() as held:
-            output = partial(self._output, held=held, batch=chunk[0])
+            output = partial(self._output, held=held, batch=chunk[0], lookups=lookups)
             gradient = vmap(grad(output, has_aux=True), in_dims=(None, None, 0))
             samples = plain_containers(map_tensors(torch.clone, chunk))
-            grads, (f, q, r) = gradient(self._fresh(weights.chosen), others, samples)
-        return SampleGradients({name: grads[name] for name in self.names}, f, q, r)
+            grads, (f, q, r) = gradient(chosen, others, samples)
+        ordered = {name: grads[name] for name in self.names}
+        rows = lookups.take_from(ordered, chosen.values()) if lookups else {}
+        return SampleGradients(ordered, f, q, r, rows)
 
     def _loop(self, weights: _Weights, chunk: Any) -> SampleGradients:
         rows: list[list[Tensor]] = []
@@ -530,86 +557,3 @@ def _whole_gradients() -> Iterator[None]:
 def _ordinary(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd may keep: a copy, where it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-class ChunkSize:
-    """The size of a sample chunk: as given, or as many as half of the free memory takes.
-
-    On the CPU that is 128 MiB at most, or one sample.
-
-    What is free is asked once, or said by another run; what a sample takes is measured once for
-    each kind of sample (its tensors' shapes and dtypes), whatever came before. So sample chunks,
-    and the last bits of gradients with them, depend on the batch and that number alone. Models so
-    small that a thousand times their weights and inputs would fit are not measured.
-
-    Args:
-        given: A fixed number, None to choose.
-    """
-
-    def __init__(self, given: int | None) -> None:
-        self.given = given
-        self._most = LARGEST if given is None else given
-        self._budget: int | None = None
-        self._measured: dict[Hashable, int] = {}  # bytes that each kind of sample takes
-        self._halved = False
-
-    def budget(self, device: torch.device) -> int:
-        """Return the bytes that a sample chunk may take, asking what is free the first time.
-
-        A number of three significant bits, so that it is the same again where about as much is
-        free.
-        """
-        if self._budget is None:
-            free = free_bytes(device)
-            found = UNKNOWN if free is None else int(SHARE * free)
-            if device.type == "cpu":
-                found = min(found, MOST_BYTES)
-            low = max(0, found.bit_length() - 3)
-            self._budget = found >> low << low
-        return self._budget
-
-    def use_budget(self, budget: int) -> None:
-        """Take a number of bytes that a run before this one chose."""
-        self._budget = budget
-
-    def choose(
-        self,
-        device: torch.device,
-        samples: int,
-        kind: Hashable,
-        input_bytes: int,
-        weight_bytes: int,
-        measure: Callable[[], int],
-    ) -> int:
-        """Return how many samples a sample chunk may have.
-
-        Args:
-            device: Where the gradients are computed.
-            samples: In the batch.
-            kind: What samples that take equally much have in common.
-            input_bytes: Of one sample.
-            weight_bytes: Of the model, which bounds a sample's gradients.
-            measure: Returns all that one sample takes, by computing it; called only where needed.
-        """
-        if self.given is not None:
-            return self._most
-        tiny = min(samples, LARGEST) * SAFE * (input_bytes + weight_bytes)
-        if tiny <= TINY:  # nobody need ask what is free
-            return self._most
-        budget = self.budget(device)
-        if tiny <= budget:
-            return self._most
-        if kind not in self._measured:
-            self._measured[kind] = measure()
-        return max(1, min(self._most, budget // max(self._measured[kind], 1)))
-
-    def halve(self, tried: int) -> int:
-        """Take half of what did not fit in memory from now on, and return it; say so once."""
-        if not self._halved:
-            _check.warn(
-                f"trak_ext ran out of memory with the gradients of {tried} samples at a time, and "
-                "goes on with fewer"
-            )
-        self._halved = True
-        self._most = max(1, tried // 2)
-        return self._most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import operator
 import threading
 import types
 from collections import OrderedDict, defaultdict
@@ -111,29 +112,36 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     kept = []
     for module in model.modules():
         own = vars(module)
-        containers = [(value, value.copy()) for value in own.values() if type(value) in _CONTAINERS]
+        # Most containers are empty and stay so: what they had need not be copied.
+        containers = [
+            (value, value.copy() if value else ()) for value in own.values()
+            if type(value) in _CONTAINERS
+        ]
         kept.append((own, own.copy(), containers))
     try:
         yield
     finally:
         for own, attributes, containers in kept:
-            _refill(own, attributes)
+            if not _same_objects(own, attributes):
+                _refill(own, attributes)
             for container, items in containers:
-                _refill(container, items)
+                if (container or items) and not _same_objects(container, items):
+                    _refill(container, items)
+
+
+def _same_objects(container: Any, items: Any) -> bool:
+    """Return whether a container has these objects, in this order."""
+    if len(container) != len(items):
+        return False
+    if isinstance(container, dict):
+        values = map(operator.is_, container.values(), items.values())
+        return all(map(operator.is_, container, items)) and all(values)
+    return all(map(operator.is_, container, items))
 
 
 def _refill(container: Any, items: Any) -> None:
-    if isinstance(container, dict):
-        same = len(container) == len(items) and all(
-            key in container and container[key] is item for key, item in items.items()
-        )
-    else:
-        same = len(container) == len(items) and all(
-            a is b for a, b in zip(container, items, strict=True)
-        )
-    if not same:
-        container.clear()
-        container.extend(items) if isinstance(container, list) else container.update(items)
+    container.clear()
+    container.extend(items) if isinstance(container, list) else container.update(items)
 
 
 class EvalMode:

@@ -79,6 +79,51 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+class KeptHeap:
+    """Keeps memory in the process that tensors on the CPU take and give back again and again.
+
+    glibc gives what lies free at the end of its heap back to the system at once, above some 64 MiB,
+    and the next tensors fault every page of it in anew, which can take as long as their arithmetic.
+    A small tensor behind that memory keeps it, for whatever tensors of up to 32 MiB come next. No
+    setting of the process is touched. Other C libraries lose nothing by it.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._behind: Tensor | None = None
+
+    def keep(self, size: int) -> None:
+        """Keep so many bytes and half as many, if that is more than before and little of what is free.
+
+        Address space at first: pages are taken when they are used.
+        """
+        size = max(size + size // 2, _KEPT_LEAST)
+        free = free_bytes(torch.device("cpu"))
+        if size <= self._size or free is None or size > free // 4:
+            return
+        self._size = size
+        self._behind = None
+        _bytes(_BLOCK)  # once freed, blocks of this size are part of the heap
+        blocks = [_bytes(_BLOCK) for _ in range(-(-size // _BLOCK))]
+        end = max(block.data_ptr() for block in blocks)
+        tried = []
+        while len(tried) < _TRIES:  # small holes before the end are filled first
+            tried.append(_bytes(_PAGES))
+            if tried[-1].data_ptr() > end:
+                self._behind = tried[-1]
+                break
+
+
+_KEPT_LEAST = 2**28
+_BLOCK = 31 * 2**20  # glibc never has blocks of 32 MiB or more in its heap
+_PAGES = 2**16
+_TRIES = 4096
+
+
+def _bytes(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
+
+
 class PeakBytes(TorchDispatchMode):
     """Notes the most bytes held at one time by tensors that were made within it.
 

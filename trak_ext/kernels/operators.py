@@ -150,8 +150,7 @@ def project_(
         placed.append((grad, param_offset))
         param_offset += grad.shape[1]
     if out.device.type == "cpu":
-        for some, rows in _cpu_pieces(placed, out, sparse=kind == "sjlt"):
-            _C.project(native_projection(matrix, some, rows, precision), get_num_threads())
+        _project_on_cpu(matrix, placed, out, precision)
         return
     projection = native_projection(matrix, placed, out, precision)
     size = _C.cuda_workspace_bytes(projection, CUDA_WORKSPACE_BYTES)
@@ -163,6 +162,37 @@ def project_(
     else:
         cuda_paths.check_sparse(out.device)
         _C.cuda_project(projection, full_blocks=False, **place, **cuda_queue(out.device))
+
+
+def project_placed(
+    placed: Sequence[tuple[Tensor, int]],
+    out: Tensor,
+    kind: str,
+    seed_low: int,
+    seed_high: int,
+    model_id: int,
+    precision: str,
+    nnz: int = 1,
+) -> None:
+    """Add to `out` the projection of gradients on the CPU, as `project_` does, with gaps.
+
+    Args:
+        placed: Gradients [B, P_i], each with its param_offset, in the order of those and apart from
+            one another. Parameters of none have gradients of zero.
+        out: fp32 [B, proj_dim] that shares no memory with them.
+    """
+    matrix = native_matrix(kind, seed_low, seed_high, model_id, out.shape[1], nnz)
+    _project_on_cpu(matrix, placed, out, precision)
+
+
+def _project_on_cpu(
+    matrix: _C.Matrix | _C.SparseMatrix,
+    placed: Sequence[tuple[Tensor, int]],
+    out: Tensor,
+    precision: str,
+) -> None:
+    for some, rows in _cpu_pieces(placed, out, sparse=isinstance(matrix, _C.SparseMatrix)):
+        _C.project(native_projection(matrix, some, rows, precision), get_num_threads())
 
 
 def pieces(size: int, work: int, unit: int = 1) -> Iterator[slice]:
