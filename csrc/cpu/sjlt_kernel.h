@@ -177,8 +177,7 @@ TRAK_EXT_INLINE void add_piece(const float* values, int64_t first, int64_t count
   for (int64_t done = 0; done < count;) {
     const int64_t v = (first + done) / kSjltColumns;
     const int64_t from = first + done - v * kSjltColumns;
-    const int64_t own =
-        kSjltColumns - from < count - done ? kSjltColumns - from : count - done;
+    const int64_t own = kSjltColumns - from < count - done ? kSjltColumns - from : count - done;
     auto all = load<SixteenSums>(sums + v * kSjltColumns);
     if (own == kSjltColumns) {
       all.add(values + done, flips[v * kSjltGroup]);
@@ -229,8 +228,7 @@ TRAK_EXT_INLINE void sum_wide_node(const SjltProblem& problem, uint64_t node,
   locate_chunks(law, node, panel, chunks);
   bool present[kSjltRadix];
   for (int c = 0; c < kSjltRadix; ++c) {
-    present[c] =
-        sjlt_touches(problem, chunks[c].chunk_first, chunks[c].chunk_first + law.width);
+    present[c] = sjlt_touches(problem, chunks[c].chunk_first, chunks[c].chunk_first + law.width);
     if (present[c]) {
       lay_out_signs(law, panel.repetition, chunks[c], columns, kSjltGroup, scratch.words,
                     scratch.flips + c / kSjltGroup * vectors * kSjltGroup + c % kSjltGroup);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trak_ext.gradients import computer as chunk_size
+from trak_ext.gradients import chunk_size
 from trak_ext.gradients.chunk_size import ChunkSize
 
 CPU = torch.device("cpu")

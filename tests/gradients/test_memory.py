@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import platform
+
 import pytest
 import torch
 
 from children import run_python
 from trak_ext.gradients import memory
-from trak_ext.gradients.memory import PeakBytes, control_group_bytes, free_bytes, is_out_of_memory
+from trak_ext.gradients.memory import (
+    KeptHeap,
+    PeakBytes,
+    control_group_bytes,
+    free_bytes,
+    is_out_of_memory,
+)
 
 GIB = 2**30
 
@@ -148,3 +157,46 @@ def test_peak_sees_through_vmap_and_grad():
     with PeakBytes() as memory_used:
         torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, torch.randn(8, 50))
     assert 8 * 2500 * 4 <= memory_used.peak < 3 * 8 * 2500 * 4
+
+
+RESIDENT = """
+import json
+import torch
+from trak_ext.gradients.memory import KeptHeap
+
+def resident():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return int(line.split()[1]) >> 10
+
+def take_and_give_back():
+    tensors = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(8)]
+
+found = [resident()]
+take_and_give_back()
+found.append(resident())
+heap = KeptHeap()
+heap.keep(160 << 20)
+found.append(resident())
+for _ in range(3):
+    take_and_give_back()
+    found.append(resident())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc does")
+def test_memory_is_kept():
+    first, before, reserved, *kept = json.loads(run_python(RESIDENT, OMP_NUM_THREADS="1").stdout)
+    assert before < first + 80  # what glibc keeps by itself
+    assert reserved < before + 16  # address space alone
+    assert all(first + 150 < mebibytes < before + 260 for mebibytes in kept)
+
+
+def test_little_free_memory_is_not_kept(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
+    heap = KeptHeap()
+    heap.keep(2**30 // 4)
+    assert heap._behind is None
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    heap.keep(1)
+    assert heap._behind is None

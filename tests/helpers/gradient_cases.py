@@ -145,9 +145,7 @@ def loop(model, weights, batch, names=None, output=output_by_hand, dtype=torch.f
 def collect(computer, weights, batch):
     parts = list(computer(weights, batch))
     grads = {
-        name: torch.cat(
-            [p.rows[name].dense() if name in p.rows else p.grads[name] for p in parts]
-        )
+        name: torch.cat([p.rows[name].dense() if name in p.rows else p.grads[name] for p in parts])
         for name in computer.names
     }
     return grads, torch.cat([part.output for part in parts])

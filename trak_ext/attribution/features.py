@@ -15,8 +15,8 @@ from ..inputs import batches
 from ..inputs.batches import SampleDigest, SampleId, Segment, batch_size
 from ..kernels import operators
 from ..kernels.projection import MAX_PROJ_DIM, MAX_SEED, check_nnz
-from ..tasks import ModelOutput
 from ..store import Context, Shard, StoreError
+from ..tasks import ModelOutput
 
 
 class FeatureMaker:

@@ -78,8 +78,8 @@ class GradientComputer:
         tables_by_row: Whether `SampleGradients.rows` may have the gradients of embedding tables, on
             the CPU, where most of their rows are looked up by no sample of a chunk.
 
-    Memory: beside the model and the weights, at most chunk_size times `sample_bytes`, by callers that
-    let go of a sample chunk before they ask for the next.
+    Memory: beside the model and the weights, at most chunk_size times `sample_bytes`, if a caller
+    lets go of a sample chunk before it asks for the next.
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class GradientComputer:
         self.shapes = {name: tuple(named[name].shape) for name in self.names}
         self.num_params = sum(named[name].numel() for name in self.names)
         self.chunk_size = chunk_size
-        self._tables = looked_up_tables(model, self.names) if tables_by_row else []
+        chosen = {name: named[name] for name in self.names}
+        self._tables = looked_up_tables(model, chosen) if tables_by_row else []
         self._chunk_size = ChunkSize(chunk_size)
         self._one_by_one = False
         self._reentrant = False  # activation checkpointing that wants backward() itself

@@ -56,10 +56,10 @@ class RowGradients:
         ]
 
 
-def looked_up_tables(model: nn.Module, names: Iterable[str]) -> list[str]:
+def looked_up_tables(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[str]:
     """Return those of a model's parameters by name that belong to an nn.Embedding."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return [name for name in names if id(model.get_parameter(name)) in tables]
+    return [name for name, parameter in parameters.items() if id(parameter) in tables]
 
 
 class Lookups:
@@ -186,7 +186,7 @@ class _Lookup(torch.autograd.Function):
     """Rows of a table. Its gradient for the table is zero, and goes to `found` instead."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         weight: Tensor, ids: Tensor, lane: Tensor, found: _Found, padding: int | None, first: bool
     ) -> Tensor:
         return F.embedding(ids, weight)
@@ -198,7 +198,7 @@ class _Lookup(torch.autograd.Function):
         ctx.table = weight.shape
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ids, lane = ctx.saved_tensors
         flowed = grad.detach()
         if ctx.padding is not None:
@@ -209,7 +209,7 @@ class _Lookup(torch.autograd.Function):
         return zeros if ctx.first else None, None, None, None, None, None
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any, in_dims: tuple[Any, ...], weight: Tensor, ids: Tensor, *others: Any
     ) -> tuple[Tensor, int | None]:
         if in_dims[0] is not None:
@@ -223,9 +223,7 @@ class _Note(torch.autograd.Function):
     """Notes what flowed back to a lookup, [B, ..., D], and the rows that it looked up, [B, ...]."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        flowed: Tensor, ids: Tensor, lane: Tensor, found: _Found
-    ) -> Tensor:
+    def forward(flowed: Tensor, ids: Tensor, lane: Tensor, found: _Found) -> Tensor:
         raise RuntimeError("lookups are noted under vmap alone")
 
     @staticmethod
@@ -233,8 +231,13 @@ class _Note(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[Any, ...], flowed: Tensor, ids: Tensor, lane: Tensor, found: _Found
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        flowed: Tensor,
+        ids: Tensor,
+        lane: Tensor,
+        found: _Found,
     ) -> tuple[Tensor, None]:
         flowed, ids = (
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -114,7 +114,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         own = vars(module)
         # Most containers are empty and stay so: what they had need not be copied.
         containers = [
-            (value, value.copy() if value else ()) for value in own.values()
+            (value, value.copy() if value else ())
+            for value in own.values()
             if type(value) in _CONTAINERS
         ]
         kept.append((own, own.copy(), containers))

@@ -93,11 +93,11 @@ class KeptHeap:
         self._behind: Tensor | None = None
 
     def keep(self, size: int) -> None:
-        """Keep so many bytes and half as many, if that is more than before and little of what is free.
+        """Keep so many bytes and half as many, where that is at most a quarter of what is free.
 
         Address space at first: pages are taken when they are used.
         """
-        size = max(size + size // 2, _KEPT_LEAST)
+        size += size // 2
         free = free_bytes(torch.device("cpu"))
         if size <= self._size or free is None or size > free // 4:
             return
@@ -106,7 +106,7 @@ class KeptHeap:
         _bytes(_BLOCK)  # once freed, blocks of this size are part of the heap
         blocks = [_bytes(_BLOCK) for _ in range(-(-size // _BLOCK))]
         end = max(block.data_ptr() for block in blocks)
-        tried = []
+        tried: list[Tensor] = []
         while len(tried) < _TRIES:  # small holes before the end are filled first
             tried.append(_bytes(_PAGES))
             if tried[-1].data_ptr() > end:
@@ -114,7 +114,6 @@ class KeptHeap:
                 break
 
 
-_KEPT_LEAST = 2**28
 _BLOCK = 31 * 2**20  # glibc never has blocks of 32 MiB or more in its heap
 _PAGES = 2**16
 _TRIES = 4096
