@@ -90,7 +90,7 @@ class KeptHeap:
 
     def __init__(self) -> None:
         self._size = 0
-        self._behind: Tensor | None = None
+        self._behind: torch.UntypedStorage | None = None
 
     def keep(self, size: int) -> None:
         """Keep so many bytes and half as many, where that is at most a quarter of what is free.
@@ -103,15 +103,11 @@ class KeptHeap:
             return
         self._size = size
         self._behind = None
-        _bytes(_BLOCK)  # once freed, blocks of this size are part of the heap
-        blocks = [_bytes(_BLOCK) for _ in range(-(-size // _BLOCK))]
-        end = max(block.data_ptr() for block in blocks)
-        tried: list[Tensor] = []
-        while len(tried) < _TRIES:  # small holes before the end are filled first
-            tried.append(_bytes(_PAGES))
-            if tried[-1].data_ptr() > end:
-                self._behind = tried[-1]
-                break
+        try:
+            self._behind = _behind_free(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
 
 
 _BLOCK = 31 * 2**20  # glibc never has blocks of 32 MiB or more in its heap
@@ -119,8 +115,20 @@ _PAGES = 2**16
 _TRIES = 4096
 
 
-def _bytes(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, device="cpu")
+def _behind_free(size: int) -> torch.UntypedStorage | None:
+    """Return pages right behind so many free bytes of the heap; None where there is no such place.
+
+    Storages, which torch never fills.
+    """
+    torch.UntypedStorage(_BLOCK)  # once freed, blocks of this size are part of the heap
+    blocks = [torch.UntypedStorage(_BLOCK) for _ in range(-(-size // _BLOCK))]
+    end = max(block.data_ptr() for block in blocks)
+    tried: list[torch.UntypedStorage] = []
+    while len(tried) < _TRIES:  # small holes before the end are filled first
+        tried.append(torch.UntypedStorage(_PAGES))
+        if tried[-1].data_ptr() > end:
+            return tried[-1]
+    return None
 
 
 class PeakBytes(TorchDispatchMode):
