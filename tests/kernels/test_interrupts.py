@@ -84,13 +84,21 @@ LONG = {
 @pytest.mark.slow
 @pytest.mark.parametrize("call", LONG)
 def test_ctrl_c_ends_a_long_call(call):
-    code = f"import torch, trak_ext\nprint('begins', flush=True)\n{LONG[call]}"
-    child = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
-    assert child.stdout.readline() == "begins\n"
-    time.sleep(1)
-    assert child.poll() is None
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=60)
+    # A shell that starts the tests in the background has Ctrl-C ignored, by children too.
+    code = (
+        "import signal, torch, trak_ext\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"print('begins', flush=True)\n{LONG[call]}"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-P", "-c", code], **pipes) as child:
+        try:
+            assert child.stdout.readline() == "begins\n"
+            time.sleep(1)
+            assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert "KeyboardInterrupt" in said
     assert child.returncode != 0
