@@ -11,8 +11,8 @@ from .memory import free_bytes
 
 LARGEST = 256
 SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
-# On the CPU, whose cores are busy with a few samples. Tensors of larger chunks outgrow the blocks of
-# the allocator (32 MiB in glibc), and the pages that they fault in can cost as much as all else.
+# On the CPU, whose cores are busy with a few samples. Tensors of larger chunks outgrow the blocks
+# of the allocator (32 MiB in glibc), and the pages they fault in can cost as much as all else.
 MOST_BYTES = 2**28
 UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
 TINY = 2**30  # bytes of a thousand such models and inputs that any machine takes a few of
