@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -38,6 +39,24 @@ def median_ratio(above: list[float], below: list[float]) -> float:
     if len(above) == len(below):
         return statistics.median(a / b for a, b in zip(above, below, strict=True))
     return statistics.median(above) / statistics.median(below)
+
+
+def spent(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Return what a call returns, and its seconds and what this process's peak memory grew by."""
+    before, begin = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    result = work()
+    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
+    return result, {
+        "wall": wall,
+        "user": after.ru_utime - before.ru_utime,
+        "system": after.ru_stime - before.ru_stime,
+        "peak_mib": (after.ru_maxrss - before.ru_maxrss) / 1024,
+    }
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each number over runs."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def pin_to_one_core() -> None:
