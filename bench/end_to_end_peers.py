@@ -5,9 +5,10 @@ Everybody gets the same model, training samples and targets, on one thread, and 
 does once in a process counts.
 
 - kronfluence: EK-FAC with sampled labels, then pairwise scores, all targets in one query batch.
-  The training loss is cross-entropy, the measurement minus the log odds. It tracks all nn.Linear
-  and nn.Conv2d; GPT-2's Conv1D become nn.Linear, as it asks for. "kronfluence, no head" leaves out
-  GPT-2's last layer, whose weights are the embedding's.
+  The training loss is cross-entropy, the measurement minus the log odds, the damping its heuristic
+  (None), with which its scores are nearer to the others'. It tracks all nn.Linear and nn.Conv2d;
+  GPT-2's Conv1D become nn.Linear, as it asks for. "kronfluence, no head" leaves out GPT-2's last
+  layer, whose weights are the embedding's.
 - traker: TRAKer with its BasicProjector (normal, its choice on CPUs) in fp32; its default of fp16
   takes over ten times as long on a CPU.
 - dattri: TRAKAttributor with its projection on CPUs (BasicProjector, normal).
@@ -16,6 +17,9 @@ traker and dattri take the same f and Q as trak_ext does. Where they run transfo
 the models' attention is "eager" and there is no padding mask: no text is padded, and vmap refuses
 the mask. Their damping is the mean of the kernel's diagonal, estimated from two samples before the
 clock: fewer samples than proj_dim leave a singular kernel.
+
+What the rank correlations with trak_ext's scores can be at best is seen in "trak_ext rademacher",
+which is the same method with another matrix.
 """
 
 from __future__ import annotations
