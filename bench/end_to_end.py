@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-import end_to_end_peers
+import end_to_end_compare
 from end_to_end_models import MODELS, make
+from end_to_end_peers import PEERS, version
 from measure import medians, pin_to_one_core, print_table, spent, write_json
 from trak_ext import Attributor
 from trak_ext.gradients import GradientComputer
@@ -115,7 +116,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    names = list(end_to_end_peers.PEERS)
+    names = list(PEERS)
     parser.add_argument("--peers", nargs="+", choices=names, default=names)
     parser.add_argument("--targets", type=int, default=100, help="of the table of peers")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
@@ -141,10 +142,10 @@ def main() -> None:
             table(rows["fit"]),
         )
     if "peers" in args.tables:
-        rows["peers"] = end_to_end_peers.measure(args, PROJ_DIM)
+        rows["peers"] = end_to_end_compare.measure(args, PROJ_DIM)
     settings = {key: value for key, value in vars(args).items() if key not in ("json", "run")}
     settings["proj_dim"] = PROJ_DIM
-    settings["versions"] = {name: end_to_end_peers.version(name) for name in args.peers}
+    settings["versions"] = {name: version(name) for name in args.peers}
     write_json(args.json, "end_to_end", settings, rows)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import end_to_end
+import end_to_end_compare
 import end_to_end_models
 import end_to_end_peers
 from trak_ext import Attributor
@@ -92,8 +93,8 @@ def skip_without(peer, model):
 @pytest.mark.parametrize("peer", ["traker", "dattri"])
 def test_trak_of_others_scores_as_ours_does(peer, model):
     skip_without(peer, model)
-    scores, took = end_to_end_peers.run(peer, model, SAMPLES, TARGETS, 16, PROJ_DIM)
-    assert end_to_end_peers.spearman(scores, ours(model)) > 0.9
+    scores, took = end_to_end_compare.run(peer, model, SAMPLES, TARGETS, 16, PROJ_DIM)
+    assert end_to_end_compare.spearman(scores, ours(model)) > 0.9
     assert took["wall"] > 0
 
 
@@ -103,8 +104,8 @@ def test_trak_of_others_scores_as_ours_does(peer, model):
 )
 def test_ekfac_agrees_with_ours(peer, model):
     skip_without("kronfluence", model)
-    scores, _ = end_to_end_peers.run(peer, model, SAMPLES, TARGETS, 16, PROJ_DIM)
-    assert end_to_end_peers.spearman(scores, ours(model)) > 0.3
+    scores, _ = end_to_end_compare.run(peer, model, SAMPLES, TARGETS, 16, PROJ_DIM)
+    assert end_to_end_compare.spearman(scores, ours(model)) > 0.3
 
 
 def test_the_fastest_batch_size_is_taken(monkeypatch):
@@ -113,21 +114,21 @@ def test_the_fastest_batch_size_is_taken(monkeypatch):
     def run(contender, model, samples, targets, batch, proj_dim):
         return torch.zeros(samples, targets), {"wall": walls[batch]}
 
-    monkeypatch.setattr(end_to_end_peers, "run_apart", run)
+    monkeypatch.setattr(end_to_end_compare, "run_apart", run)
     setting = ("kronfluence", "bert", 24, 8)
-    assert end_to_end_peers.fastest_batch(*setting, [8, 16, 64], 64) == (16, walls)
-    assert end_to_end_peers.fastest_batch(*setting, [64, 128], 64) == (24, {})
+    assert end_to_end_compare.fastest_batch(*setting, [8, 16, 64], 64) == (16, walls)
+    assert end_to_end_compare.fastest_batch(*setting, [64, 128], 64) == (24, {})
 
 
 def test_table_of_peers(monkeypatch, capsys):
-    monkeypatch.setattr(end_to_end_peers, "run_apart", end_to_end_peers.run)
+    monkeypatch.setattr(end_to_end_compare, "run_apart", end_to_end_compare.run)
     monkeypatch.setitem(end_to_end_peers.PEERS, "no-such-library", "none")
     args = end_to_end.parse(
         f"--models resnet9 --samples {SAMPLES} --peer-samples 12 --targets {TARGETS} --repeats 2 "
         "--peers dattri".split()
     )
     args.peers = [*args.peers, "no-such-library"]
-    rows = end_to_end_peers.measure(args, 256)["resnet9"]["contenders"]
+    rows = end_to_end_compare.measure(args, 256)["resnet9"]["contenders"]
     said = capsys.readouterr().out
     assert "no-such-library is left out: it is not installed" in said
     assert "resnet9: to scores of 8 targets" in said
