@@ -33,13 +33,13 @@ class Ceilings:
     """The compiled loops of one level."""
 
     def __init__(self, level: str) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        library = Path(self._folder.name) / "ceilings.so"
         source = Path(__file__).with_name("ceilings.cpp")
         compiler = os.environ.get("CXX", "c++")
         command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi"]
-        subprocess.run([*command, *FLAGS[level], str(source), "-o", str(library)], check=True)
-        self._library = ctypes.CDLL(str(library))
+        with tempfile.TemporaryDirectory() as folder:
+            library = str(Path(folder) / "ceilings.so")
+            subprocess.run([*command, *FLAGS[level], str(source), "-o", library], check=True)
+            self._library = ctypes.CDLL(library)
         for name in ("run_multiply_add", "run_lookup_add", "run_read"):
             getattr(self._library, name).restype = ctypes.c_double
         self._sink = ctypes.c_float()
