@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trak_ext.gradients import chunk_size
-from trak_ext.gradients.chunk_size import ChunkSize
+from trak_ext.gradients import computer as chunk_size
+from trak_ext.gradients.computer import ChunkSize
 
 CPU = torch.device("cpu")
 KIND = "of one shape"

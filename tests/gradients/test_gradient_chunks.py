@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import trak_ext.gradients.chunk_size
+import trak_ext.gradients.computer
 from gradient_cases import CLASSES, CLASSIFICATION, assert_same, collect, loop, make, mlp
 from trak_ext.gradients import GradientComputer
 
@@ -34,9 +34,9 @@ def test_a_sample_is_measured_where_chunks_might_not_fit(monkeypatch):
     batch = (torch.randn(30, 5), torch.randint(0, CLASSES, (30,)))
     sample = GradientComputer(model, CLASSIFICATION).sample_bytes({}, batch)
     assert sample >= 4 * sum(parameter.numel() for parameter in model.parameters())
-    monkeypatch.setattr(trak_ext.gradients.chunk_size, "TINY", 0)
+    monkeypatch.setattr(trak_ext.gradients.computer, "TINY", 0)
     budget = 1 << (14 * sample).bit_length() - 1  # a power of two is not rounded
-    monkeypatch.setattr(trak_ext.gradients.chunk_size, "free_bytes", lambda device: 2 * budget)
+    monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 2 * budget)
     computer, size = GradientComputer(model, CLASSIFICATION), budget // sample
     assert 7 <= size <= 14
     expected = [min(size, 30 - start) for start in range(0, 30, size)]

@@ -217,8 +217,8 @@ def texts():
 
 def test_chosen_chunks_are_the_same_after_an_interruption(tmp_path, monkeypatch):
     # Memory for a few samples, less for long texts than for short ones.
-    monkeypatch.setattr(trak_ext.gradients.chunk_size, "TINY", 0)
-    monkeypatch.setattr(trak_ext.gradients.chunk_size, "free_bytes", lambda device: 24000)
+    monkeypatch.setattr(trak_ext.gradients.computer, "TINY", 0)
+    monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 24000)
     torch.manual_seed(0)
     model, sizes = Texts(), []
     one = GradientComputer(model, trak_ext.tasks.TASKS["text_classification"])
@@ -244,9 +244,9 @@ def test_chosen_chunks_are_the_same_after_an_interruption(tmp_path, monkeypatch)
         path = tmp_path / str(after)
         with pytest.raises(KeyboardInterrupt):
             fit(path, Some())
-        monkeypatch.setattr(trak_ext.gradients.chunk_size, "free_bytes", lambda device: 10**9)
+        monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 10**9)
         fit(path, list(texts()))  # the manifest knows what was free
-        monkeypatch.setattr(trak_ext.gradients.chunk_size, "free_bytes", lambda device: 24000)
+        monkeypatch.setattr(trak_ext.gradients.computer, "free_bytes", lambda device: 24000)
         assert contents(path) == contents(tmp_path / "whole")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import MappingProxyType
@@ -18,7 +18,6 @@ from .. import _check
 from ..inputs.batches import batch_size, batch_tensors, in_containers, map_tensors, plain_containers
 from ..tasks import ModelOutput, Task
 from ..tasks.core import naming_faults
-from .chunk_size import ChunkSize
 from .embeddings import Lookups, RowGradients, looked_up_tables
 from .functional import (
     EvalMode,
@@ -28,7 +27,7 @@ from .functional import (
     values_in_place,
     weights_in_place,
 )
-from .memory import KeptHeap, PeakBytes, is_out_of_memory
+from .memory import KeptHeap, PeakBytes, free_bytes, is_out_of_memory
 from .parameters import ParameterChoice, choose_parameters
 
 _RANDOM_MODEL = "model: expected an output that is not random in eval mode, got a random operation"
@@ -36,7 +35,15 @@ _PROBED = 2  # samples that every checkpoint's first gradients are computed of t
 _ZEROS = 2  # samples whose gradients may not all be zero
 _REPEATED = {"rtol": 1e-5, "atol": 1e-6}  # of f, Q and R on a second call
 
+LARGEST = 256
 LOOPED = 16  # samples of a chunk that are taken one at a time, by models that may be slow
+SHARE = 0.5  # of free memory; the rest is for features, loaders and what kernels take
+# On the CPU, whose cores are busy with a few samples. Tensors of larger chunks outgrow the blocks
+# of the allocator (32 MiB in glibc), and the pages they fault in can cost as much as all else.
+MOST_BYTES = 2**28
+UNKNOWN = 2**30  # bytes to use where the system does not tell what is free
+TINY = 2**30  # bytes of a thousand such models and inputs that any machine takes a few of
+SAFE = 1000  # times weights and inputs: more than activations are, unless those two are tiny
 
 
 class SampleGradients(NamedTuple):
@@ -107,6 +114,7 @@ class GradientComputer:
         self._chunk_size = ChunkSize(chunk_size)
         self._one_by_one = False
         self._reentrant = False  # activation checkpointing that wants backward() itself
+        self._reusing = False
         self._heap: KeptHeap | None = None
         self._mode: EvalMode | None = None
         self._written: set[str] | None = None  # weights that the forward writes to, once known
@@ -182,8 +190,10 @@ class GradientComputer:
             sum(tensor.nbytes for tensor in (*given.chosen.values(), *given.constant.values())),
             lambda: self._measure(given, samples),
         )
-        if self._heap is not None and given.chosen[self.names[0]].device.type == "cpu":
-            self._heap.keep(size * self._chunk_size.sample_bytes)
+        known = self._chunk_size.sample_bytes
+        if self._reusing and known and given.chosen[self.names[0]].device.type == "cpu":
+            self._heap = self._heap or KeptHeap()
+            self._heap.keep(size * known)
         if self._one_by_one:  # no bit depends on it, and nobody waits long for the end of one
             size = min(size, LOOPED)
         start = skip
@@ -201,12 +211,13 @@ class GradientComputer:
     @contextmanager
     def reusing_memory(self) -> Iterator[None]:
         """Keep the memory of one sample chunk for the next, on the CPU, until the end."""
-        before = self._heap
-        self._heap = before or KeptHeap()
+        before, self._reusing = self._reusing, True
         try:
             yield
         finally:
-            self._heap = before
+            self._reusing = before
+            if not before:
+                self._heap = None
 
     def agree_on_chunks(
         self, device: torch.device, agree: Callable[[str, int | None], int | None]
@@ -558,3 +569,88 @@ def _whole_gradients() -> Iterator[None]:
 def _ordinary(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd may keep: a copy, where it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+class ChunkSize:
+    """The size of a sample chunk: as given, or as many as half of the free memory takes.
+
+    On the CPU that is 256 MiB at most, or one sample.
+
+    What is free is asked once, or said by another run; what a sample takes is measured once for
+    each kind of sample (its tensors' shapes and dtypes), whatever came before. So sample chunks,
+    and the last bits of gradients with them, depend on the batch and that number alone. Models so
+    small that a thousand times their weights and inputs would fit are not measured.
+
+    Args:
+        given: A fixed number, None to choose.
+    """
+
+    def __init__(self, given: int | None) -> None:
+        self.given = given
+        self._most = LARGEST if given is None else given
+        self._budget: int | None = None
+        self._measured: dict[Hashable, int] = {}  # bytes that each kind of sample takes
+        self.sample_bytes = 0  # of the last kind, where it was measured
+        self._halved = False
+
+    def budget(self, device: torch.device) -> int:
+        """Return the bytes that a sample chunk may take, asking what is free the first time.
+
+        A number of three significant bits, so that it is the same again where about as much is
+        free.
+        """
+        if self._budget is None:
+            free = free_bytes(device)
+            found = UNKNOWN if free is None else int(SHARE * free)
+            if device.type == "cpu":
+                found = min(found, MOST_BYTES)
+            low = max(0, found.bit_length() - 3)
+            self._budget = found >> low << low
+        return self._budget
+
+    def use_budget(self, budget: int) -> None:
+        """Take a number of bytes that a run before this one chose."""
+        self._budget = budget
+
+    def choose(
+        self,
+        device: torch.device,
+        samples: int,
+        kind: Hashable,
+        input_bytes: int,
+        weight_bytes: int,
+        measure: Callable[[], int],
+    ) -> int:
+        """Return how many samples a sample chunk may have.
+
+        Args:
+            device: Where the gradients are computed.
+            samples: In the batch.
+            kind: What samples that take equally much have in common.
+            input_bytes: Of one sample.
+            weight_bytes: Of the model, which bounds a sample's gradients.
+            measure: Returns all that one sample takes, by computing it; called only where needed.
+        """
+        if self.given is not None:
+            return self._most
+        tiny = min(samples, LARGEST) * SAFE * (input_bytes + weight_bytes)
+        if tiny <= TINY:  # nobody need ask what is free
+            return self._most
+        budget = self.budget(device)
+        if tiny <= budget:
+            return self._most
+        if kind not in self._measured:
+            self._measured[kind] = measure()
+        self.sample_bytes = self._measured[kind]
+        return max(1, min(self._most, budget // max(self.sample_bytes, 1)))
+
+    def halve(self, tried: int) -> int:
+        """Take half of what did not fit in memory from now on, and return it; say so once."""
+        if not self._halved:
+            _check.warn(
+                f"trak_ext ran out of memory with the gradients of {tried} samples at a time, and "
+                "goes on with fewer"
+            )
+        self._halved = True
+        self._most = max(1, tried // 2)
+        return self._most
